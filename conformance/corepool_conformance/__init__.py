@@ -1,0 +1,1 @@
+"""The conformance kit of corepool: one suite for every driver, ours or a stranger's."""

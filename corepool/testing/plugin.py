@@ -1,0 +1,1 @@
+"""pytest plugin: fixtures for tests of job handlers. Imports corepool only when a fixture is used."""

@@ -1,0 +1,1 @@
+"""The in-memory driver of corepool: an embedded store, and a cluster simulator on top of it."""
