@@ -67,9 +67,7 @@ def check_value(value: bytes, capabilities: Capabilities) -> None:
         )
 
 
-def check_duration(
-    what: str, seconds: float, *, zero: bool = False, most: float = 10 * 365 * 86400.0
-) -> None:
+def check_duration(what: str, seconds: float, *, zero: bool = False, most: float = 10 * 365 * 86400.0) -> None:
     """Check a duration in seconds.
 
     Raises:

@@ -84,12 +84,8 @@ class DriverHooks:
 def installed_drivers() -> dict[str, str]:
     """The schemes that have a driver, and the distribution each comes from. Loads none of them."""
     found: dict[str, str] = {}
-    for entry in sorted(
-        importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name
-    ):
-        found[entry.name] = (
-            f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
-        )
+    for entry in sorted(importlib.metadata.entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
+        found[entry.name] = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "unknown distribution"
     return found
 
 
@@ -113,9 +109,7 @@ def load_spec(scheme: str) -> DriverSpec:
     try:
         manager.load_setuptools_entrypoints(ENTRY_POINT_GROUP, name=scheme)
         spec = manager.hook.corepool_driver(scheme=scheme)
-    except (
-        Exception
-    ) as error:  # whatever a third party's module raises on import becomes one error that names it
+    except Exception as error:  # whatever a third party's module raises on import becomes one error that names it
         raise DriverLoadError(
             f"the driver plugin for {scheme}:// (from {origins[scheme]}) is broken: {type(error).__name__}: {error}. "
             f"Other drivers are not affected; reinstall or remove that distribution"
@@ -156,14 +150,10 @@ async def open_backend(url: str, *, strict: bool = False, **options: Any) -> Bac
     backend = await _load_opener(scheme, spec)(url, options)
     if strict:
         try:
-            findings = [
-                finding for finding in await backend.preflight() if finding.severity is Severity.DANGER
-            ]
+            findings = [finding for finding in await backend.preflight() if finding.severity is Severity.DANGER]
             if findings:
                 raise PreflightError(_refusal(backend.url, findings))
-        except (
-            BaseException
-        ):  # whatever ends the preflight, cancellation included, must not leak the connection
+        except BaseException:  # whatever ends the preflight, cancellation included, must not leak the connection
             await backend.aclose()
             raise
     return backend

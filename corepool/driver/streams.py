@@ -181,7 +181,7 @@ class StreamStore(Protocol):
     @property
     def name(self) -> str: ...
 
-    async def create(self, config: StreamConfig = StreamConfig()) -> bool:  # noqa: B008  frozen
+    async def create(self, config: StreamConfig = StreamConfig()) -> bool:
         """Make the stream exist. True if this call made it; an existing stream keeps its configuration."""
         ...
 
