@@ -150,18 +150,18 @@ async def open_backend(url: str, *, strict: bool = False, **options: Any) -> Bac
     backend = await _load_opener(scheme, spec)(url, options)
     if strict:
         try:
-            findings = [finding for finding in await backend.preflight() if finding.severity is Severity.DANGER]
-            if findings:
-                raise PreflightError(_refusal(backend.url, findings))
-        except BaseException:  # whatever ends the preflight, cancellation included, must not leak the connection
-            await backend.aclose()
+            _refuse(backend.url, await backend.preflight())
+        except BaseException:
+            await backend.aclose()  # whatever ends the preflight, cancellation included, must not leak the connection
             raise
     return backend
 
 
-def _refusal(url: str, findings: list[Finding]) -> str:
-    lines = [f"  {finding.code}: {finding.text} Remedy: {finding.remedy}" for finding in findings]
-    return "\n".join([f"{url} is not safe for acknowledged data (strict=True):", *lines])
+def _refuse(url: str, findings: list[Finding]) -> None:
+    dangers = [finding for finding in findings if finding.severity is Severity.DANGER]
+    if dangers:
+        lines = [f"  {finding.code}: {finding.text} Remedy: {finding.remedy}" for finding in dangers]
+        raise PreflightError("\n".join([f"{url} is not safe for acknowledged data (strict=True):", *lines]))
 
 
 @asynccontextmanager
