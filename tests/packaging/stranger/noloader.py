@@ -1,9 +1,9 @@
 """A plugin whose loader names an attribute that does not exist."""
 
 import attrs
+from corepool_stranger.good import corepool_driver as sound_driver
 
 from corepool.driver import DriverSpec, hookimpl
-from corepool_stranger.good import corepool_driver as sound_driver
 
 
 @hookimpl
