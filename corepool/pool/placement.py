@@ -43,6 +43,12 @@ class Placement(Protocol):
 _SLOTS = 1 << 20  # many more than keys per cluster: a slot hardly ever holds two keys, so slots add no imbalance
 
 
+def _weight(seed: int, slot: int) -> int:
+    # A multiplicative mix (after splitmix64) is enough: the seeds are digests already.
+    weight = ((seed ^ ((slot + 1) * 0x9E3779B97F4A7C15)) * 0xD6E8FEB86659FD93) & _MASK
+    return ((weight ^ (weight >> 32)) * 0xD6E8FEB86659FD93) & _MASK
+
+
 class _RendezvousPlacer:
     """Highest-random-weight hashing over slots, each slot decided when it is first asked for, then remembered."""
 
@@ -61,22 +67,30 @@ class _RendezvousPlacer:
         return worker
 
     def _decide(self, slot: int) -> str:
-        # A multiplicative mix is enough: the seeds are digests already. The worker's name breaks ties.
-        salt = (slot + 1) * 0x9E3779B97F4A7C15
         best, chosen = -1, ""
         for seed, worker in zip(self._seeds, self._workers, strict=True):
-            weight = ((seed ^ salt) * 0xD6E8FEB86659FD93) & _MASK
-            weight = ((weight ^ (weight >> 32)) * 0xD6E8FEB86659FD93) & _MASK
+            weight = _weight(seed, slot)
             if weight > best:
                 best, chosen = weight, worker
         return chosen
 
     def _carry_over(self, previous: _RendezvousPlacer) -> dict[int, str]:
-        # A join can only win slots, a leave only frees its own: both keep every other slot as it was.
-        before, now = frozenset(previous._workers), frozenset(self._workers)
-        if before - now and not now - before:
-            return {slot: worker for slot, worker in previous._decided.items() if worker in now}
-        return dict(previous._decided) if before == now else {}
+        # A join can only win slots and a leave only frees its own: what neither touches stays as it was decided.
+        before = frozenset(previous._workers)
+        now = frozenset(self._workers)
+        joined = [(seed, name) for seed, name in zip(self._seeds, self._workers, strict=True) if name not in before]
+        decided: dict[int, str] = {}
+        seeds = dict(zip(self._workers, self._seeds, strict=True))
+        for slot, worker in previous._decided.items():
+            if worker not in now:
+                continue
+            best = _weight(seeds[worker], slot)
+            for seed, name in joined:
+                weight = _weight(seed, slot)
+                if weight > best or (weight == best and name < worker):
+                    best, worker = weight, name
+            decided[slot] = worker
+        return decided
 
 
 class Rendezvous:

@@ -26,6 +26,7 @@ from corepool.pool.wire import JobRecord, JobState, Move, ReplyTo
 __all__ = [
     "admit",
     "ask_stop",
+    "attention_key",
     "claim",
     "confirm",
     "fail",
@@ -81,9 +82,7 @@ def ask_stop(record: JobRecord, wall: float) -> JobRecord:
 
 def fail(record: JobRecord, reason: str, wall: float) -> JobRecord:
     """No more attempts: kept for people, until `retry_job` or `stop_job`."""
-    return msgspec.structs.replace(
-        record, state=JobState.FAILED, worker="", reason=reason[:500], reply=None, wall=wall
-    )
+    return msgspec.structs.replace(record, state=JobState.FAILED, worker="", reason=reason[:500], reply=None, wall=wall)
 
 
 def revive(record: JobRecord, target: str, ring: int, wall: float) -> JobRecord:
@@ -100,3 +99,12 @@ def may_withdraw(record: JobRecord) -> bool:
 def is_owned_by(record: JobRecord, worker: str) -> bool:
     """Whether ``worker`` is the one who must act on this record."""
     return record.worker == worker and record.state in (JobState.STARTING, JobState.RUNNING, JobState.STOPPING)
+
+
+def attention_key(record: JobRecord) -> str:
+    """The key of the entry that looks after a record in this state.
+
+    It names the epoch, so that an owner that was taken over cannot remove the entry of its successor; and a stop has one
+    of its own, so that an owner that confirms late cannot remove the stopper's.
+    """
+    return f"{record.job_id}/stop" if record.state is JobState.STOPPING else f"{record.job_id}/{record.epoch}"

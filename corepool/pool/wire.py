@@ -150,9 +150,10 @@ class TickRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Attention(msgspec.Struct, frozen=True, array_like=True):
-    """A job that is on its way between states: look after it. The entry's key is the job_id."""
+    """A job that is on its way between states: look after it. worker: its target or owner."""
 
     key: str
+    job_id: str
     worker: str
 
 

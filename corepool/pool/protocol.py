@@ -1,0 +1,261 @@
+"""Each transition of a job record as one commit, and what to do when nobody knows whether it was applied.
+
+Purpose: the order of writing (R4: attention entry, record, payload, event) and the resolution of unknown outcomes (R2), once.
+Invariants: exactly one write of a commit is conditional on the record's revision, and everything hinges on it; what comes
+before it is harmless if it stays alone, what comes after it is idempotent and found again through ``attention`` if it is
+lost. Nothing here depends on a commit being atomic.
+Neighbours: ``transitions`` says which record comes next; dispatch, job, moves, cleanup and sweeper call this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from corepool.driver import (
+    ABSENT,
+    REVISION,
+    Ack,
+    Append,
+    Appended,
+    Commit,
+    CommitResult,
+    DeleteKey,
+    Entry,
+    GetKey,
+    Op,
+    OpResult,
+    Refusal,
+    SetKey,
+)
+from corepool.errors import OutcomeUnknown
+from corepool.pool.store import PoolStore, Stored
+from corepool.pool.transitions import attention_key, is_owned_by
+from corepool.pool.wire import (
+    Answer,
+    Attention,
+    JobRecord,
+    JobState,
+    ReplyTo,
+    StartEvent,
+    StopEvent,
+    Verdict,
+    encode,
+    event,
+)
+
+__all__ = ["JobProtocol", "Outcome"]
+
+
+@attrs.frozen(slots=True)
+class Outcome:
+    """What became of a transition.
+
+    applied: the record is now what was wanted, at ``revision``.
+    current: if not applied, what stands there instead (None: no record).
+    refusal: the doorbell's stream refused. With an atomic backend nothing was applied then; otherwise the record was.
+    results: of the operations after the record, as far as they were carried out.
+    """
+
+    applied: bool
+    revision: int
+    current: Stored | None
+    refusal: Refusal | None = None
+    results: tuple[OpResult, ...] = ()
+
+    @property
+    def payload(self) -> bytes | None:
+        """Of a claim: the job's payload, None if it is missing."""
+        for result in self.results:
+            if isinstance(result, Entry):
+                return result.value
+        return None
+
+    @property
+    def event_id(self) -> str | None:
+        """Of the event that was appended."""
+        for result in self.results:
+            if isinstance(result, Appended):
+                return result.id
+        return None
+
+
+class JobProtocol:
+    """The transitions of job records on one pool's store."""
+
+    def __init__(self, store: PoolStore) -> None:
+        self._store = store
+
+    # --- the transitions, in the order of a job's life ---
+
+    async def admit(self, key: str, record: JobRecord, payload: bytes) -> Outcome:
+        """A new job: refused if the key has a record (``current``), or if its target's inbox is gone or the queue full."""
+        store = self._store
+        return await self._transition(
+            key,
+            record.job_id,
+            [self._attend(key, record)],
+            SetKey(store.jobs, key, encode(record), ABSENT),
+            [
+                SetKey(store.payloads, record.job_id, payload),
+                Append(store.destination(record.worker), event(StartEvent(key, record)), stamp=1),
+            ],
+        )
+
+    async def claim(self, key: str, prior: Stored, record: JobRecord, receipt: str | None) -> Outcome:
+        """PENDING (or, after fencing, one's own STARTING or RUNNING) becomes STARTING."""
+        store = self._store
+        before: list[Op] = [SetKey(store.owned(record.worker), key, record.job_id.encode())]
+        if prior.record.state is JobState.RUNNING:
+            before.insert(0, self._attend(key, record))
+        after: list[Op] = [GetKey(store.payloads, record.job_id)]
+        if receipt is not None:
+            after.append(Ack(receipt))
+        write = SetKey(store.jobs, key, encode(record), REVISION(prior.revision))
+        return await self._transition(key, record.job_id, before, write, after)
+
+    async def confirm(self, key: str, prior: Stored, record: JobRecord) -> Outcome:
+        """STARTING becomes RUNNING, and the dispatcher is answered."""
+        write = SetKey(self._store.jobs, key, encode(record), REVISION(prior.revision))
+        after = [self._unattend(prior.record), *self._answers([prior.record.reply], Verdict.DONE)]
+        return await self._transition(key, record.job_id, [], write, after)
+
+    async def release(self, key: str, prior: Stored, record: JobRecord) -> Outcome:
+        """The record becomes PENDING for its next owner, whose doorbell rings; the previous one no longer owns it."""
+        store = self._store
+        after: list[Op] = [
+            Append(
+                store.destination(record.worker),
+                event(StartEvent(key, record)),
+                stamp=1,
+                optional=True,  # the bell of one who just left: whoever lets go need not wait, the sweeper finds the record
+            )
+        ]
+        if is_owned_by(prior.record, prior.record.worker):
+            after.append(DeleteKey(store.owned(prior.record.worker), key))
+        if prior.record.state is not JobState.RUNNING:
+            after.append(self._unattend(prior.record))
+        write = SetKey(store.jobs, key, encode(record), REVISION(prior.revision))
+        return await self._transition(key, record.job_id, [self._attend(key, record)], write, after)
+
+    async def ask_stop(self, key: str, prior: Stored, record: JobRecord, reply: ReplyTo) -> Outcome:
+        """STARTING or RUNNING becomes STOPPING; its owner's doorbell rings."""
+        store = self._store
+        bell = event(StopEvent(key, record.job_id, reply))
+        return await self._transition(
+            key,
+            record.job_id,
+            [self._attend(key, record)],
+            SetKey(store.jobs, key, encode(record), REVISION(prior.revision)),
+            [Append(store.worker_inbox(record.worker), bell, stamp=1, optional=True)],
+        )
+
+    async def fail(self, key: str, prior: Stored, record: JobRecord) -> Outcome:
+        """The record becomes FAILED: nobody owns it."""
+        write = SetKey(self._store.jobs, key, encode(record), REVISION(prior.revision))
+        after = [DeleteKey(self._store.owned(prior.record.worker), key), self._unattend(prior.record)]
+        return await self._transition(key, record.job_id, [], write, after)
+
+    async def remove(
+        self,
+        key: str,
+        prior: Stored,
+        replies: Sequence[ReplyTo | None] = (),
+        verdict: Verdict = Verdict.DONE,
+        text: str = "",
+    ) -> Outcome:
+        """The record goes, then all that belongs to it; whoever waits is answered."""
+        store, record = self._store, prior.record
+        looked_after = record.state not in (JobState.RUNNING, JobState.FAILED)
+        after: list[Op] = [DeleteKey(store.payloads, record.job_id)]
+        if is_owned_by(record, record.worker):
+            after.append(DeleteKey(store.owned(record.worker), key))
+        after.append(self._unattend(record))
+        after.extend(self._answers(replies, verdict, text))
+        before = [] if looked_after else [self._attend(key, record)]  # or a crash here would leak the payload (R4)
+        write = DeleteKey(store.jobs, key, REVISION(prior.revision))
+        return await self._transition(key, record.job_id, before, write, after)
+
+    async def ring(self, key: str, stored: Stored) -> bool:
+        """Ring the target's or owner's doorbell again. False: nobody is there to hear it."""
+        record = stored.record
+        if record.state is JobState.STOPPING:
+            bell = event(StopEvent(key, record.job_id, None))
+        else:
+            bell = event(StartEvent(key, record))
+        append = Append(self._store.destination(record.worker), bell, optional=True)
+        result = (await self._store.namespace.commit([append])).results[0]
+        return isinstance(result, Appended) and result.id is not None
+
+    async def answer(self, reply: ReplyTo | None, verdict: Verdict, text: str = "") -> None:
+        """Answer somebody who waits; if his inbox is gone, so is he."""
+        ops = self._answers([reply], verdict, text)
+        if ops:
+            await self._store.namespace.commit(ops)
+
+    # --- how ---
+
+    def _attend(self, key: str, record: JobRecord) -> Op:
+        entry = Attention(key, record.job_id, record.worker)
+        return SetKey(self._store.attention, attention_key(record), encode(entry))
+
+    def _unattend(self, record: JobRecord) -> Op:
+        return DeleteKey(self._store.attention, attention_key(record))
+
+    def _answers(self, replies: Sequence[ReplyTo | None], verdict: Verdict, text: str = "") -> list[Op]:
+        return [
+            Append(self._store.node_inbox(reply.node), event(Answer(reply.call, verdict, text)), optional=True)
+            for reply in replies
+            if reply is not None
+        ]
+
+    async def _transition(
+        self, key: str, job_id: str, before: list[Op], write: SetKey | DeleteKey, after: list[Op]
+    ) -> Outcome:
+        hinge = len(before)
+        try:
+            result = await self._store.namespace.commit([*before, write, *after])
+        except OutcomeUnknown:
+            return await self._resolve(key, job_id, write, after)
+        commit = result.results[hinge]
+        assert isinstance(commit, Commit)
+        if result.stopped == hinge:
+            return Outcome(False, commit.revision, self._store.stored(commit.previous))
+        rest = result.results[hinge + 1 :]
+        if result.stopped is None:
+            return Outcome(True, commit.revision, None, None, rest)
+        refusal = _refusal(result)
+        if self._store.atomic:
+            return Outcome(False, 0, None, refusal)
+        return Outcome(True, commit.revision, None, refusal, rest)
+
+    async def _resolve(self, key: str, job_id: str, write: SetKey | DeleteKey, after: list[Op]) -> Outcome:
+        """R2: only once the write can no longer be applied does its absence mean that it was not."""
+        namespace = self._store.namespace
+        await namespace.settle()
+        entry = await self._store.jobs_map.get(key)
+        current = self._store.stored(entry)
+        if isinstance(write, SetKey):
+            # Values are unique per transition (job_id, epoch, attempt, state), so equality means "mine".
+            applied = entry is not None and entry.value == write.value
+        else:
+            applied = (
+                current is None or current.record.job_id != job_id
+            )  # gone, by this hand or another: the end is the same
+        revision = entry.revision if entry is not None else 0
+        if not applied:
+            return Outcome(False, revision, current)
+        rest = [attrs.evolve(op, stamp=None) if isinstance(op, Append) else op for op in after]
+        if not rest:
+            return Outcome(True, revision, None)
+        result = await namespace.commit(rest)
+        return Outcome(True, revision, None, _refusal(result), result.results)
+
+
+def _refusal(result: CommitResult) -> Refusal | None:
+    if result.stopped is None:
+        return None
+    stopped_by = result.results[result.stopped]
+    assert isinstance(stopped_by, Appended)
+    return stopped_by.refusal
