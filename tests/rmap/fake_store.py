@@ -1,0 +1,169 @@
+"""A `MapStore` whose watch and refusals a test can script.
+
+Purpose: reach the moments a real backend shows rarely: a watch that lags, fails, goes back or ends, a write that loses a race.
+Contract: revisions, conditions and value operations are those of :class:`corepool.driver.MapStore`; ``hold`` stops the feed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Self
+
+from corepool.driver import (
+    ALWAYS,
+    Change,
+    Cleared,
+    Commit,
+    Entry,
+    Set,
+    Snapshot,
+    Updated,
+    ValueOp,
+    WatchEvent,
+    When,
+    Write,
+    apply_value_op,
+)
+
+
+class FakeWatch:
+    """A feed from a queue; an exception in the queue is raised."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[WatchEvent | Exception | None] = asyncio.Queue()
+        self.closed = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> WatchEvent:
+        event = await self.queue.get()
+        if event is None:
+            raise StopAsyncIteration
+        if isinstance(event, Exception):
+            raise event
+        return event
+
+    async def aclose(self) -> None:
+        self.closed = True
+        self.queue.put_nowait(None)
+
+
+class FakeStore:
+    """An in-memory map. While ``holding``, commits reach no watch until `release`."""
+
+    def __init__(self, name: str = "fake") -> None:
+        self._name = name
+        self.entries: dict[str, Entry] = {}
+        self.revision = 0
+        self.generation = 0
+        self.watches: list[FakeWatch] = []
+        self.holding = False
+        self.held: list[WatchEvent] = []
+        self.calls: list[str] = []
+        self.before_write: Callable[[], Awaitable[None]] | None = None
+        self.watch_error: Exception | None = None
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def emit(self, event: WatchEvent) -> None:
+        if self.holding:
+            self.held.append(event)
+            return
+        for watch in self.watches:
+            if not watch.closed:
+                watch.queue.put_nowait(event)
+
+    def release(self) -> None:
+        self.holding = False
+        held, self.held = self.held, []
+        for event in held:
+            self.emit(event)
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(self.revision, tuple(self.entries.values()), self.generation)
+
+    def go_back(self, revision: int, entries: dict[str, bytes]) -> None:
+        """Lose acknowledged writes, and say so on the watches."""
+        self.revision, self.generation = revision, self.generation + 1
+        self.entries = {key: Entry(key, value, revision) for key, value in entries.items()}
+        self.emit(self.snapshot())
+
+    def put(self, key: str, value: bytes | None) -> int:
+        """A write by somebody else."""
+        self.revision += 1
+        if value is None:
+            self.entries.pop(key, None)
+        else:
+            self.entries[key] = Entry(key, value, self.revision)
+        self.emit(Change(self.revision, key, value))
+        return self.revision
+
+    async def _write(self, key: str, value: bytes | None, when: When) -> Commit:
+        if self.before_write is not None:
+            await self.before_write()
+        previous = self.entries.get(key)
+        if when.revision is not None and when.revision != (previous.revision if previous else 0):
+            return Commit(False, self.revision, previous)
+        if value is None and previous is None:
+            return Commit(True, self.revision, None)
+        return Commit(True, self.put(key, value), previous)
+
+    async def get(self, key: str) -> Entry | None:
+        self.calls.append("get")
+        await asyncio.sleep(0)
+        return self.entries.get(key)
+
+    async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        self.calls.append("get_many")
+        return {key: self.entries[key] for key in keys if key in self.entries}
+
+    async def set(self, key: str, value: bytes, when: When = ALWAYS) -> Commit:
+        self.calls.append("set")
+        return await self._write(key, value, when)
+
+    async def delete(self, key: str, when: When = ALWAYS) -> Commit:
+        self.calls.append("delete")
+        return await self._write(key, None, when)
+
+    async def clear(self, when: When = ALWAYS) -> Commit:
+        self.calls.append("clear")
+        if when.revision is not None and when.revision != self.revision:
+            return Commit(False, self.revision, None)
+        self.entries.clear()
+        self.revision += 1
+        self.emit(Cleared(self.revision))
+        return Commit(True, self.revision, None)
+
+    async def apply(self, writes: Sequence[Write]) -> list[Commit]:
+        return [
+            await (self.set(w.key, w.value, w.when) if isinstance(w, Set) else self.delete(w.key, w.when))
+            for w in writes
+        ]
+
+    async def update(self, key: str, op: ValueOp) -> Updated:
+        self.calls.append("update")
+        previous = self.entries.get(key)
+        value = apply_value_op(previous.value if previous else None, op)
+        if previous is not None and previous.value == value:
+            return Updated(value, previous.revision, previous)
+        return Updated(value, self.put(key, value), previous)
+
+    async def scan(self, prefix: str = "") -> AsyncIterator[Entry]:
+        for entry in list(self.entries.values()):
+            if entry.key.startswith(prefix):
+                yield entry
+
+    def watch(self) -> FakeWatch:
+        if self.watch_error is not None:
+            raise self.watch_error
+        watch = FakeWatch()
+        watch.queue.put_nowait(self.snapshot())
+        self.watches.append(watch)
+        return watch
+
+    async def destroy(self) -> None:
+        await self.clear()
