@@ -29,7 +29,7 @@ from corepool.driver import (
     Refusal,
     SetKey,
 )
-from corepool.errors import OutcomeUnknown
+from corepool.errors import BackendUnavailable, OutcomeUnknown
 from corepool.pool.store import PoolStore, Stored
 from corepool.pool.transitions import attention_key, is_owned_by
 from corepool.pool.wire import (
@@ -164,6 +164,7 @@ class JobProtocol:
         replies: Sequence[ReplyTo | None] = (),
         verdict: Verdict = Verdict.DONE,
         text: str = "",
+        receipt: str | None = None,
     ) -> Outcome:
         """The record goes, then all that belongs to it; whoever waits is answered."""
         store, record = self._store, prior.record
@@ -173,9 +174,22 @@ class JobProtocol:
             after.append(DeleteKey(store.owned(record.worker), key))
         after.append(self._unattend(record))
         after.extend(self._answers(replies, verdict, text))
+        if receipt is not None:
+            after.append(Ack(receipt))
         before = [] if looked_after else [self._attend(key, record)]  # or a crash here would leak the payload (R4)
         write = DeleteKey(store.jobs, key, REVISION(prior.revision))
         return await self._transition(key, record.job_id, before, write, after)
+
+    async def restore(self, key: str, record: JobRecord, payload: bytes) -> Outcome:
+        """R13: write a running job again that the store has forgotten, unless somebody took its key meanwhile."""
+        store = self._store
+        return await self._transition(
+            key,
+            record.job_id,
+            [self._attend(key, record), SetKey(store.owned(record.worker), key, record.job_id.encode())],
+            SetKey(store.jobs, key, encode(record), ABSENT),
+            [SetKey(store.payloads, record.job_id, payload), self._unattend(record)],
+        )
 
     async def ring(self, key: str, stored: Stored) -> bool:
         """Ring the target's or owner's doorbell again. False: nobody is there to hear it."""
@@ -221,35 +235,42 @@ class JobProtocol:
         commit = result.results[hinge]
         assert isinstance(commit, Commit)
         if result.stopped == hinge:
-            return Outcome(False, commit.revision, self._store.stored(commit.previous))
+            previous = commit.previous
+            if isinstance(write, SetKey) and previous is not None and previous.value == write.value:
+                return await self._complete(previous.revision, after)  # an earlier try of ours had been applied
+            return Outcome(False, commit.revision, self._store.stored(previous))
         rest = result.results[hinge + 1 :]
         if result.stopped is None:
             return Outcome(True, commit.revision, None, None, rest)
-        refusal = _refusal(result)
         if self._store.atomic:
-            return Outcome(False, 0, None, refusal)
-        return Outcome(True, commit.revision, None, refusal, rest)
+            return Outcome(False, 0, None, _refusal(result))
+        return Outcome(True, commit.revision, None, _refusal(result), rest)
 
     async def _resolve(self, key: str, job_id: str, write: SetKey | DeleteKey, after: list[Op]) -> Outcome:
         """R2: only once the write can no longer be applied does its absence mean that it was not."""
-        namespace = self._store.namespace
-        await namespace.settle()
-        entry = await self._store.jobs_map.get(key)
-        current = self._store.stored(entry)
-        if isinstance(write, SetKey):
-            # Values are unique per transition (job_id, epoch, attempt, state), so equality means "mine".
-            applied = entry is not None and entry.value == write.value
-        else:
-            applied = (
-                current is None or current.record.job_id != job_id
-            )  # gone, by this hand or another: the end is the same
-        revision = entry.revision if entry is not None else 0
-        if not applied:
-            return Outcome(False, revision, current)
+        try:
+            await self._store.namespace.settle()
+            entry = await self._store.jobs_map.get(key)
+            current = self._store.stored(entry)
+            if isinstance(write, SetKey):
+                # Values are unique per transition (job_id, epoch, attempt, state), so equality means "mine".
+                applied = entry is not None and entry.value == write.value
+            else:
+                # Gone, by this hand or another: the end is the same.
+                applied = current is None or current.record.job_id != job_id
+            revision = entry.revision if entry is not None else 0
+            if not applied:
+                return Outcome(False, revision, current)
+            return await self._complete(revision, after)
+        except BackendUnavailable as error:
+            raise OutcomeUnknown(f"whether the record of {key!r} was changed cannot be told now: {error}") from error
+
+    async def _complete(self, revision: int, after: list[Op]) -> Outcome:
+        """The record is as wanted; do (again) what follows it."""
         rest = [attrs.evolve(op, stamp=None) if isinstance(op, Append) else op for op in after]
         if not rest:
             return Outcome(True, revision, None)
-        result = await namespace.commit(rest)
+        result = await self._store.namespace.commit(rest)
         return Outcome(True, revision, None, _refusal(result), result.results)
 
 

@@ -1,0 +1,100 @@
+"""Calls that wait for somebody else's answer.
+
+Purpose: give a call an address before its question is sent, and wake it when the answer comes, or when it must look itself.
+Invariants: the waiter is registered before anything is sent, so no answer can be missed; an answer to a call that gave up
+is dropped; a lost answer costs time only, because every wait looks at the record again.
+Neighbours: dispatch, stop and notify register here; the node's inbox delivers answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from corepool.errors import CorepoolError
+from corepool.pool.wire import Answer
+
+__all__ = ["Call", "Calls"]
+
+
+class Call:
+    """One question that is out. ``number`` is its address on this node."""
+
+    __slots__ = ("_future", "number")
+
+    def __init__(self, number: int, future: asyncio.Future[Answer | None]) -> None:
+        self.number = number
+        self._future = future
+
+    async def answer(self, timeout: float) -> Answer | None:
+        """The answer, or None after ``timeout`` seconds, or when it is better to look at the record at once.
+
+        Raises:
+            NodeClosedError, PoolShutdownError: the node ended meanwhile.
+        """
+        if timeout > 0 and not self._future.done():
+            await asyncio.wait([self._future], timeout=timeout)
+        if not self._future.done():
+            return None
+        answer = self._future.result()
+        if answer is None:
+            self._future = self._future.get_loop().create_future()
+        return answer
+
+    def resolve(self, answer: Answer | None) -> None:
+        if not self._future.done():
+            self._future.set_result(answer)
+
+    def fail(self, error: CorepoolError) -> None:
+        if not self._future.done():
+            self._future.set_exception(error)
+
+    def discard(self) -> None:
+        if self._future.done():
+            self._future.exception()  # retrieved: a call that ended otherwise need not report it again
+        else:
+            self._future.cancel()
+
+
+class Calls:
+    """All questions of one node that are out."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, Call] = {}
+        self._next = 1
+        self._closed: CorepoolError | None = None
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    @contextmanager
+    def open(self) -> Iterator[Call]:
+        """A registered call, for the length of the block."""
+        if self._closed is not None:
+            raise self._closed
+        call = Call(self._next, asyncio.get_running_loop().create_future())
+        self._next += 1
+        self._calls[call.number] = call
+        try:
+            yield call
+        finally:
+            self._calls.pop(call.number, None)
+            call.discard()
+
+    def deliver(self, answer: Answer) -> None:
+        """An answer arrived. If nobody waits for it any more it is dropped."""
+        call = self._calls.get(answer.call)
+        if call is not None:
+            call.resolve(answer)
+
+    def look_again(self) -> None:
+        """Answers may have been lost: everybody looks at his record."""
+        for call in list(self._calls.values()):
+            call.resolve(None)
+
+    def close(self, error: CorepoolError) -> None:
+        """Everybody who waits gets ``error``, as does everybody who comes later."""
+        self._closed = error
+        for call in list(self._calls.values()):
+            call.fail(error)

@@ -1,0 +1,465 @@
+"""One job on its owner: claim, start, notify, stop, hand over, fence, review.
+
+Purpose: everything an owner does with one key, one thing at a time, in the order it was asked for.
+Invariants:
+
+- A handler sees start and stop strictly alternating per key and worker: both are called from this one queue.
+- The lease is checked immediately before handler.start, with no await in between (R3).
+- A record is written only by compare-and-set on the revision last seen; a lost race means: look at what stands there.
+- A stop or a fence interrupts a start or notify that is under way, and nothing else.
+
+Neighbours: a worker puts commands; ``protocol`` writes; ``handlers`` calls the user's code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+import attrs
+
+from corepool.errors import BackendUnavailable, OutcomeUnknown, Requeue
+from corepool.pool import transitions
+from corepool.pool.doorbells import Doorbell
+from corepool.pool.handlers import FencingToken, Job
+from corepool.pool.protocol import Outcome
+from corepool.pool.store import Stored
+from corepool.pool.supervisor import backoff
+from corepool.pool.wire import JobRecord, JobState, NotifyEvent, StartEvent, StopEvent, Verdict
+
+if TYPE_CHECKING:
+    from corepool.pool.worker import Worker
+
+__all__ = ["Command", "Fence", "HandOver", "Notify", "OwnedJob", "Review", "Start", "Stop"]
+
+T = TypeVar("T")
+
+
+@attrs.frozen(slots=True)
+class Start:
+    bell: Doorbell | None
+    event: StartEvent
+
+
+@attrs.frozen(slots=True)
+class Stop:
+    bell: Doorbell | None
+    event: StopEvent
+
+
+@attrs.frozen(slots=True)
+class Notify:
+    bell: Doorbell
+    event: NotifyEvent
+
+
+@attrs.frozen(slots=True)
+class HandOver:
+    """Let go of the job, if the ring says that it belongs elsewhere."""
+
+    why: str
+
+
+@attrs.frozen(slots=True)
+class Fence:
+    """The lease may have run out: stop the handler before anyone may take the job (R8). Writes nothing."""
+
+
+@attrs.frozen(slots=True)
+class Review:
+    """Compare the record with what is running here (R9). restore: the store went back (R13)."""
+
+    restore: bool = False
+
+
+Command: TypeAlias = Start | Stop | Notify | HandOver | Fence | Review
+
+
+class _Fenced(Exception):
+    """The lease was not valid at the moment of the call."""
+
+
+class OwnedJob:
+    """One key on one worker."""
+
+    __slots__ = ("_began", "_commands", "_interruptible", "_payload", "_runner", "_worker", "key", "running", "stored")
+
+    def __init__(self, worker: Worker, key: str) -> None:
+        self.key = key
+        self.running = False
+        """handler.start has returned, or was interrupted, and handler.stop was not called since."""
+        self.stored: Stored | None = None
+        """The record as this owner last wrote it."""
+        self._worker = worker
+        self._payload = b""
+        self._began = False
+        self._commands: deque[Command] = deque()
+        self._runner: asyncio.Task[None] | None = None
+        self._interruptible: asyncio.Task[None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self._runner is not None
+
+    def put(self, command: Command) -> None:
+        """Do this after what was asked before."""
+        self._commands.append(command)
+        if isinstance(command, Stop | Fence):
+            self.interrupt()
+        if self._runner is None:
+            self._runner = self._worker.context.supervisor.spawn(f"job {self.key!r}", self._run())
+
+    def interrupt(self) -> None:
+        """End a start or notify, or a pause before the next attempt, that is under way."""
+        if self._interruptible is not None:
+            self._interruptible.cancel()
+
+    async def _run(self) -> None:
+        try:
+            while self._commands:
+                command = self._commands.popleft()
+                try:
+                    await self._carry_out(command)
+                except (BackendUnavailable, OutcomeUnknown) as error:
+                    self._worker.log.warning("job %r: %s: %s", self.key, type(command).__name__, error)
+                    self._worker.review_soon(self.key)
+                except Exception:  # a bug in one step must not keep the next from being taken; the review repairs
+                    self._worker.log.exception("job %r: %s failed", self.key, type(command).__name__)
+                    self._worker.review_soon(self.key)
+        finally:
+            self._runner = None
+            if not self.running:
+                self._worker.forget(self)
+
+    async def _carry_out(self, command: Command) -> None:
+        match command:
+            case Start():
+                await self._start(command)
+            case Notify():
+                await self._notify(command)
+            case Stop():
+                await self._stop(command)
+            case HandOver():
+                await self._hand_over(command.why)
+            case Fence():
+                await self._stop_handler()
+            case Review():
+                await self._review(command.restore)
+
+    # --- claim and start ---------------------------------------------------------------------------------------------
+
+    async def _start(self, command: Start) -> None:
+        worker, bell = self._worker, command.bell
+        if self.running:
+            if self.stored is not None and self.stored.record.job_id == command.event.record.job_id:
+                await self._done(bell)  # rung twice
+                return
+            await self._review(restore=False)  # another job under this key: the one running here is gone
+        stamp = None if bell is None else bell.event.stamp
+        stored = Stored(command.event.record, stamp) if stamp is not None else await self._read()
+        while stored is not None:
+            record = stored.record
+            if record.state is not JobState.PENDING or record.worker != worker.id:
+                break  # the record moved on: this doorbell is of no use any more
+            if not worker.accepting:
+                await self._release(stored, "worker leaves")
+                break
+            if not worker.lease.valid:
+                await self._later(bell)
+                return
+            outcome = await self._claim(stored, bell)
+            if outcome.applied:
+                return
+            stored = outcome.current
+        await self._done(bell)
+        if stored is not None and transitions.is_owned_by(stored.record, worker.id) and not self.running:
+            await self._review(restore=False)
+
+    async def _claim(self, prior: Stored, bell: Doorbell | None) -> Outcome:
+        worker = self._worker
+        record = transitions.claim(prior.record, worker.id, worker.context.generation, worker.context.wall())
+        receipt = None if bell is None else bell.receipt
+        outcome = await self._persist("claim", lambda: worker.context.protocol.claim(self.key, prior, record, receipt))
+        if outcome.applied:
+            if bell is not None:
+                bell.taken()
+            await self._launch(Stored(record, outcome.revision), outcome.payload)
+        return outcome
+
+    async def _launch(self, claimed: Stored, payload: bytes | None) -> None:
+        """STARTING is ours: call the handler, then say so."""
+        self.stored = claimed
+        record = claimed.record
+        if payload is None:
+            payload = await self._persist("payload", lambda: self._worker.context.payload(record.job_id))
+        if payload is None:  # written after the record, so it may be on its way (R4)
+            await self._start_failed(claimed, "its payload is missing", again=True)
+            return
+        self._payload = payload
+        token = FencingToken(record.generation, claimed.revision)
+        job = Job(self.key, payload, token, record.attempt)
+        self._began = False
+        ended = await self._interruptibly(self._call_start(job))
+        if ended is None:
+            self.running = self._began  # interrupted: what had begun gets its stop
+            await self._stop_handler()
+            self._commands.append(Review())
+        elif not ended.cancelled() and (error := ended.exception()) is None:
+            self.running = True
+            await self._confirm(claimed)
+        elif ended.cancelled():
+            await self._start_failed(claimed, "handler.start was cancelled", again=record.started)
+        elif isinstance(error, _Fenced):
+            self._worker.review_soon(self.key)
+        else:
+            self._worker.log.warning(
+                "handler.start(%r) failed: %r", self.key, error, extra={"job": self.key}, exc_info=error
+            )
+            again = record.started or isinstance(error, Requeue)
+            await self._start_failed(claimed, f"{type(error).__name__}: {error}", again=again)
+
+    async def _call_start(self, job: Job) -> None:
+        if not self._worker.lease.valid or self._worker.fenced:  # R3: no await between this and the call
+            raise _Fenced
+        self._began = True
+        await self._worker.handler.start(job)
+
+    async def _confirm(self, claimed: Stored) -> None:
+        context = self._worker.context
+        record = transitions.confirm(claimed.record, claimed.revision, context.wall())
+        outcome = await self._persist("confirm", lambda: context.protocol.confirm(self.key, claimed, record))
+        if outcome.applied:
+            self.stored = Stored(record, outcome.revision)
+            self._worker.started += 1
+        else:
+            await self._overtaken(outcome.current)
+
+    async def _start_failed(self, claimed: Stored, reason: str, *, again: bool) -> None:
+        """R1: what was never started goes; what had started is tried again, then FAILED."""
+        context, record = self._worker.context, claimed.record
+        if again and record.attempt < context.options.max_start_attempts:
+            pauses = backoff(context.random, context.options.start_backoff, context.options.max_start_backoff)
+            pause = 0.0
+            for _ in range(record.attempt):
+                pause = next(pauses)
+            if await self._interruptibly(asyncio.sleep(pause)) is None:
+                return  # what interrupted comes next in the queue, and finds the record STARTING
+            await self._release(claimed, f"start failed: {reason}")
+            return
+        if record.started:
+            failed = transitions.fail(record, reason, context.wall())
+            outcome = await self._persist("fail", lambda: context.protocol.fail(self.key, claimed, failed))
+        else:
+            outcome = await self._persist(
+                "withdraw",
+                lambda: context.protocol.remove(self.key, claimed, [record.reply], Verdict.FAILED, reason),
+            )
+        if not outcome.applied:
+            await self._overtaken(outcome.current)
+
+    # --- stop and notify ---------------------------------------------------------------------------------------------
+
+    async def _stop(self, command: Stop) -> None:
+        event, bell, mine = command.event, command.bell, self.stored
+        stamp = None if bell is None else bell.event.stamp
+        stored: Stored | None
+        if stamp is not None and mine is not None and mine.record.job_id == event.job_id:
+            stored = Stored(transitions.ask_stop(mine.record, mine.record.wall), stamp)
+        else:
+            stored = await self._read()
+        context = self._worker.context
+        if stored is not None and stored.record.state is JobState.STOPPING and stored.record.worker == self._worker.id:
+            await self._finish_stop(stored, command)
+            return
+        if stored is None or stored.record.job_id != event.job_id:
+            await context.protocol.answer(event.reply, Verdict.DONE)
+        elif stored.record.state is JobState.STOPPING:
+            await context.forward(stored.record.worker, event)
+        await self._done(bell)
+
+    async def _finish_stop(self, stored: Stored, command: Stop | None = None) -> None:
+        """STOPPING is ours: stop the handler, then remove the record and all that belongs to it."""
+        await self._stop_handler()
+        context, record = self._worker.context, stored.record
+        bell = None if command is None else command.bell
+        receipt = None if bell is None else bell.receipt
+        replies = [] if command is None else [command.event.reply]
+        outcome = await self._persist(
+            "remove", lambda: context.protocol.remove(self.key, stored, replies, receipt=receipt)
+        )
+        if outcome.applied:
+            self.stored = None
+            if bell is not None:
+                bell.taken()
+            if record.reply is not None:  # its dispatcher still waits for a start that will not come
+                await context.protocol.answer(record.reply, Verdict.GONE)
+        elif outcome.current is None or outcome.current.record.job_id != record.job_id:
+            await self._done(bell)  # a cleaner was faster: gone all the same
+            for reply in replies:
+                await context.protocol.answer(reply, Verdict.DONE)
+        else:
+            current = outcome.current
+            if current.record.state is JobState.STOPPING and current.record.worker == self._worker.id:
+                await self._finish_stop(current, command)  # the stamp was of an earlier writing
+            else:
+                await self._overtaken(current)
+                await self._done(bell)
+
+    async def _notify(self, command: Notify) -> None:
+        event, bell, context = command.event, command.bell, self._worker.context
+        if not self.running:
+            await self._pass_notification_on(command)
+            return
+        verdict, text = Verdict.DONE, ""
+        if not self._worker.handler.takes_notifications:
+            verdict, text = Verdict.FAILED, "the handler has no notify(key, payload)"
+        else:
+            ended = await self._interruptibly(self._worker.handler.notify(self.key, event.payload))
+            if ended is None:
+                await bell.later(0.0)  # at least once: whoever owns the job next gets it again
+                return
+            error = asyncio.CancelledError() if ended.cancelled() else ended.exception()
+            if error is not None:
+                verdict, text = Verdict.FAILED, f"{type(error).__name__}: {error}"
+                self._worker.log.warning("handler.notify(%r) failed: %r", self.key, error, extra={"job": self.key})
+        bell.taken()
+        await context.answer_and_ack(event.reply, verdict, text, bell.ack_op())
+
+    async def _pass_notification_on(self, command: Notify) -> None:
+        event, bell, context = command.event, command.bell, self._worker.context
+        stored = await self._read()
+        if stored is None or stored.record.job_id != event.job_id:
+            bell.taken()
+            await context.answer_and_ack(event.reply, Verdict.GONE, "", bell.ack_op())
+        elif stored.record.worker == self._worker.id:
+            await bell.later(min(1.0, context.options.ack_grace_period / 8))  # it is about to start here
+        elif await context.forward(stored.record.worker, event):
+            await bell.done()
+        else:
+            await bell.later(min(1.0, context.options.ack_grace_period / 8))
+
+    # --- hand over, fence, review ------------------------------------------------------------------------------------
+
+    async def _hand_over(self, why: str) -> None:
+        worker, stored = self._worker, self.stored
+        if not self.running or stored is None:
+            return
+        ring = worker.context.membership.ring
+        leaving = not worker.accepting
+        if ring.owner(self.key) == worker.id or not (leaving or ring.revision > stored.record.ring):
+            return  # R5: only a ring newer than the one that brought it here may take it away again
+        async with worker.context.moves:
+            await self._stop_handler()
+            await self._release(stored, why)
+
+    async def _release(self, prior: Stored, why: str) -> None:
+        context = self._worker.context
+        ring = context.membership.ring
+        record = transitions.release(prior.record, ring.owner(self.key), ring.revision, why, context.wall())
+        outcome = await self._persist("release", lambda: context.protocol.release(self.key, prior, record))
+        if outcome.applied:
+            self.stored = None
+            self._worker.released += 1
+            if outcome.event_id is None:
+                context.sweep_soon()
+        else:
+            await self._overtaken(outcome.current)
+
+    async def _overtaken(self, current: Stored | None) -> None:
+        """Somebody changed the record meanwhile: stop what must not run here, finish what is asked of us."""
+        if current is not None and transitions.is_owned_by(current.record, self._worker.id):
+            if current.record.state is JobState.STOPPING:
+                await self._finish_stop(current)
+            else:
+                self.stored = current
+                self._worker.review_soon(self.key)
+            return
+        await self._stop_handler()
+        self.stored = None
+
+    async def _review(self, restore: bool) -> None:
+        worker, context = self._worker, self._worker.context
+        stored = await self._read()
+        if stored is None or not transitions.is_owned_by(stored.record, worker.id):
+            if stored is not None and stored.record.state is JobState.PENDING and stored.record.worker == worker.id:
+                await self._stop_handler()
+                await self._start(Start(None, StartEvent(self.key, stored.record)))
+                return
+            if stored is None and restore and self.running and self.stored is not None:
+                await self._restore(self.stored.record)
+                return
+            await self._stop_handler()
+            self.stored = None
+            await context.disown(worker.id, self.key)
+            return
+        record = stored.record
+        if record.state is JobState.STOPPING:
+            await self._finish_stop(stored)
+        elif self.running and self.stored is not None and self.stored.record.job_id == record.job_id:
+            if record.state is JobState.STARTING:
+                await self._confirm(stored)  # the confirmation was lost
+            else:
+                self.stored = stored
+        elif worker.lease.valid and worker.accepting:
+            await self._stop_handler()
+            outcome = await self._claim(stored, None)
+            if not outcome.applied:
+                await self._overtaken(outcome.current)
+        elif not worker.accepting:
+            await self._release(stored, "worker leaves")
+
+    async def _restore(self, record: JobRecord) -> None:
+        """R13: the store forgot a job that runs here. It was promised, so it is written again."""
+        context = self._worker.context
+        outcome = await context.protocol.restore(self.key, record, self._payload)
+        if outcome.applied:
+            self.stored = Stored(record, outcome.revision)
+        else:
+            await self._overtaken(outcome.current)
+
+    # --- how ---------------------------------------------------------------------------------------------------------
+
+    async def _stop_handler(self) -> None:
+        if self.running:
+            await self._worker.handler.stop(self.key)
+            self.running = False
+
+    async def _interruptibly(self, work: Awaitable[None]) -> asyncio.Task[None] | None:
+        """Do this unless interrupted: the ended task, or None if it was interrupted."""
+        interrupted = any(isinstance(command, Stop | Fence) for command in self._commands)
+        task = asyncio.ensure_future(work)
+        assert isinstance(task, asyncio.Task)
+        if interrupted:
+            task.cancel()
+        self._interruptible = task
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait([task])
+            raise
+        finally:
+            self._interruptible = None
+        was_interrupted = any(isinstance(command, Stop | Fence) for command in self._commands)
+        if was_interrupted and task.cancelled():
+            return None
+        return task
+
+    async def _read(self) -> Stored | None:
+        return await self._persist("read", lambda: self._worker.context.store.job(self.key))
+
+    async def _persist(self, what: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Until the backend answers; but not beyond the lease, after which others decide."""
+        return await self._worker.context.supervisor.persist(
+            f"job {self.key!r}: {what}", attempt, lambda: not self._worker.lease.valid
+        )
+
+    async def _done(self, bell: Doorbell | None) -> None:
+        if bell is not None:
+            await bell.done()
+
+    async def _later(self, bell: Doorbell | None) -> None:
+        if bell is not None:
+            await bell.later(self._worker.context.options.poll_period)

@@ -1,0 +1,208 @@
+"""Who is in the pool: its nodes, its workers, and the ring of workers that jobs are placed on.
+
+Purpose: local, replicated knowledge of the members, and the one function from it to a worker.
+Invariants: R5: the ring is a pure function of the ``workers`` map at a revision, so two nodes with the same revision agree;
+R11: a member's record is written first and removed last, so whatever exists can be listed by somebody; R12: removals and
+changes of a record name the revision that was seen.
+Neighbours: replicas from ``corepool.rmap``; liveness says who is dead, cleanup and the node change records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Generic, TypeVar
+
+import msgspec
+
+from corepool.driver import REVISION, Commit, Namespace
+from corepool.errors import OutcomeUnknown
+from corepool.pool.placement import Placement, Placer
+from corepool.pool.store import SHUTDOWN_MAP, PoolStore
+from corepool.pool.wire import MemberState, NodeRecord, PoolRecord, WorkerRecord, decode, encode
+from corepool.rmap import ReplicatedMap, Subscription
+
+__all__ = ["POOL_KEY", "Membership", "Ring", "StructCodec", "compare_and_set_pool", "open_pool_map"]
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+POOL_KEY = "pool"
+
+
+class StructCodec(Generic[T]):
+    """A codec for one wire struct."""
+
+    def __init__(self, kind: type[T]) -> None:
+        self._kind = kind
+
+    def encode(self, value: T, /) -> bytes:
+        return encode(value)
+
+    def decode(self, data: bytes, /) -> T:
+        return decode(data, self._kind)
+
+
+class Ring:
+    """The active workers at one revision of the ``workers`` map."""
+
+    __slots__ = ("placer", "revision", "workers")
+
+    def __init__(self, revision: int, workers: tuple[str, ...], placement: Placement, previous: Placer | None) -> None:
+        self.revision = revision
+        self.workers = workers
+        self.placer = placement.place(workers, previous) if workers else None
+
+    def owner(self, key: str) -> str:
+        """The worker that the key belongs to, "" if there is none."""
+        return self.placer.owner(key) if self.placer is not None else ""
+
+    def __bool__(self) -> bool:
+        return bool(self.workers)
+
+
+class Membership:
+    """The replicas of ``workers``, ``nodes`` and ``shutdown``, and changes to their records."""
+
+    def __init__(
+        self,
+        store: PoolStore,
+        placement: Placement,
+        workers: ReplicatedMap[WorkerRecord],
+        nodes: ReplicatedMap[NodeRecord],
+        pool: ReplicatedMap[PoolRecord],
+    ) -> None:
+        self._store = store
+        self._placement = placement
+        self._workers = workers
+        self._nodes = nodes
+        self._pool = pool
+        self._ring: Ring | None = None
+
+    @classmethod
+    async def join(cls, store: PoolStore, placement: Placement, pool: ReplicatedMap[PoolRecord]) -> Membership:
+        """Follow the members of one incarnation; returns with a first snapshot of each map."""
+        workers = await ReplicatedMap.open(store.map(store.workers), codec=StructCodec(WorkerRecord))
+        try:
+            nodes = await ReplicatedMap.open(store.map(store.nodes), codec=StructCodec(NodeRecord))
+        except BaseException:
+            await workers.aclose()  # whatever ended the join must not leave half of it behind
+            raise
+        return cls(store, placement, workers, nodes, pool)
+
+    async def close(self) -> None:
+        await asyncio.gather(self._workers.aclose(), self._nodes.aclose(), self._pool.aclose())
+
+    # --- looking ---
+
+    @property
+    def ring(self) -> Ring:
+        """The ring at the newest revision seen here."""
+        revision = self._workers.revision
+        if self._ring is None or self._ring.revision != revision:
+            active = tuple(sorted(name for name, record in self._workers.items() if record.state is MemberState.ACTIVE))
+            if self._ring is not None and active == self._ring.workers:
+                fresh = Ring.__new__(Ring)
+                fresh.revision, fresh.workers, fresh.placer = revision, active, self._ring.placer
+                self._ring = fresh
+            else:
+                previous = None if self._ring is None else self._ring.placer
+                self._ring = Ring(revision, active, self._placement, previous)
+        return self._ring
+
+    @property
+    def pool(self) -> PoolRecord:
+        """The pool's own record."""
+        return self._pool.get(POOL_KEY) or PoolRecord(self._store.incarnation, shutdown=True)
+
+    @property
+    def generations(self) -> tuple[int, int, int]:
+        """Of the replicas: grows where the store was seen to have gone back (R13)."""
+        return (self._workers.generation, self._nodes.generation, self._pool.generation)
+
+    def worker(self, worker: str) -> WorkerRecord | None:
+        return self._workers.get(worker)
+
+    def node(self, node: str) -> NodeRecord | None:
+        return self._nodes.get(node)
+
+    def workers(self) -> dict[str, WorkerRecord]:
+        """All workers, whatever their state, by id in a fixed order."""
+        return dict(sorted(self._workers.items()))
+
+    def nodes(self) -> dict[str, NodeRecord]:
+        """All nodes, whatever their state, by id in a fixed order."""
+        return dict(sorted(self._nodes.items()))
+
+    def workers_of(self, node: str) -> list[str]:
+        return sorted(name for name, record in self._workers.items() if record.node == node)
+
+    def warden(self) -> str:
+        """The node that sweeps: an election by name. Two that disagree do the same work twice, which harms nothing."""
+        return min(self._nodes.keys(), default="")
+
+    def watch_workers(self) -> Subscription:
+        return self._workers.subscribe()
+
+    def watch_nodes(self) -> Subscription:
+        return self._nodes.subscribe()
+
+    def watch_pool(self) -> Subscription:
+        return self._pool.subscribe()
+
+    # --- changing ---
+
+    async def put_worker(self, worker: str, record: WorkerRecord) -> None:
+        """Write a worker's own record, and wait until this node's ring shows it."""
+        await self._workers.set_and_wait(worker, record)
+
+    async def put_node(self, node: str, record: NodeRecord) -> None:
+        await self._nodes.set_and_wait(node, record)
+
+    async def change_worker(self, worker: str, state: MemberState) -> bool:
+        """Move a worker's record to ``state`` at the revision seen. False if it is gone."""
+        store_map = self._store.map(self._store.workers)
+        while True:
+            entry = await store_map.get(worker)
+            if entry is None:
+                return False
+            record = decode(entry.value, WorkerRecord)
+            if record.state is state:
+                await self._workers.wait_for_revision(entry.revision)
+                return True
+            changed = encode(msgspec.structs.replace(record, state=state))
+            commit = await store_map.set(worker, changed, REVISION(entry.revision))
+            if commit.applied:
+                await self._workers.wait_for_revision(commit.revision)
+                return True
+
+    async def remove_worker(self, worker: str) -> None:
+        """The record goes, whatever stands there: a worker's id is never used again (R7)."""
+        await self._settled(self._store.workers, worker)
+
+    async def remove_node(self, node: str) -> None:
+        """As `remove_worker`, for a node."""
+        await self._settled(self._store.nodes, node)
+
+    async def _settled(self, name: str, key: str) -> None:
+        try:
+            await self._store.map(name).delete(key)
+        except OutcomeUnknown:
+            await self._store.namespace.settle()
+            await self._store.map(name).delete(key)
+
+    async def change_pool(self, seen: PoolRecord, changed: PoolRecord) -> bool:
+        """Compare-and-set of the pool's record on its value. False: somebody was faster."""
+        commit: Commit = await compare_and_set_pool(self._pool, seen, changed)
+        await self._pool.wait_for_revision(commit.revision)
+        return commit.applied
+
+
+async def open_pool_map(namespace: Namespace) -> ReplicatedMap[PoolRecord]:
+    """The map that tells the pool's incarnation, the only one whose name does not carry it."""
+    return await ReplicatedMap.open(namespace.map(SHUTDOWN_MAP), codec=StructCodec(PoolRecord))
+
+
+async def compare_and_set_pool(pool: ReplicatedMap[PoolRecord], seen: PoolRecord | None, changed: PoolRecord) -> Commit:
+    """Change the pool's record from ``seen`` (None: absent)."""
+    if seen is None:
+        return await pool.set_if_absent(POOL_KEY, changed)
+    return await pool.test_and_set(POOL_KEY, seen, changed)
