@@ -1,0 +1,169 @@
+"""What all commands share: options, output, and running a coroutine to an exit code.
+
+Invariants: results go to standard output, everything else to standard error; a command that is interrupted leaves its
+``async with`` blocks in order before the process ends; no traceback for an error that the caller can do something about.
+Neighbours: every command module; :mod:`corepool.cli.exits`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import json
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import attrs
+import msgspec
+import typer
+from rich.console import Console
+
+from corepool import Node
+from corepool.cli.exits import Exit, exit_for
+from corepool.driver import Backend, connect
+from corepool.errors import CorepoolError
+
+__all__ = [
+    "JsonOption",
+    "PoolOption",
+    "UrlOption",
+    "VerboseOption",
+    "client_node",
+    "emit",
+    "execute",
+    "fail",
+    "note",
+    "plain",
+    "stderr",
+    "stdout",
+]
+
+T = TypeVar("T")
+
+UrlOption = Annotated[
+    str,
+    typer.Option(
+        "--url",
+        envvar="COREPOOL_URL",
+        metavar="URL",
+        show_default=False,
+        help="The backend, e.g. redis://localhost:6379/0 or nats://localhost. Put passwords into COREPOOL_URL: "
+        "arguments can be read by everybody on the machine.",
+    ),
+]
+PoolOption = Annotated[
+    str, typer.Option("--pool", envvar="COREPOOL_POOL", metavar="NAME", show_default=False, help="The pool's name.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what the node does, on standard error.")]
+
+# soft_wrap: a narrow or missing terminal must not break lines that somebody greps
+stdout = Console(soft_wrap=True, highlight=False)
+stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def emit(value: object) -> None:
+    """Print one JSON value on one line of standard output."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def plain(value: Any) -> Any:
+    """A value type of corepool as what JSON knows: attrs and msgspec structs become objects, enums their values."""
+    if attrs.has(type(value)):
+        return {field.name: plain(getattr(value, field.name)) for field in attrs.fields(type(value))}
+    if isinstance(value, msgspec.Struct):
+        return {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(entry) for entry in value]
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    return value
+
+
+def note(text: str) -> None:
+    """Tell the person at the terminal something that is not the command's result."""
+    stderr.print(text, markup=False)
+
+
+def fail(text: str, code: Exit) -> NoReturn:
+    """End the command with one line on standard error."""
+    stderr.print(f"[red]corepool:[/red] {_escaped(text)}")
+    raise typer.Exit(code)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Log to standard error: warnings, or with ``verbose`` everything the node does."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+
+
+def execute(main: Callable[[], Coroutine[Any, Any, T]], *, as_json: bool = False, verbose: bool = False) -> T:
+    """Run a command's coroutine; turn errors and signals into the exit codes of :class:`Exit`.
+
+    With ``as_json`` an error is also printed as ``{"error": {"type": …, "message": …}}`` on standard output.
+    """
+    set_up_logging(verbose)
+    try:
+        return asyncio.run(_terminable(main))
+    except CorepoolError as error:
+        if as_json:
+            emit({"error": {"type": type(error).__name__, "message": str(error)}})
+        fail(str(error), exit_for(error))
+    except KeyboardInterrupt:
+        fail("interrupted", Exit.INTERRUPTED)
+    except _TerminatedError:
+        fail("terminated", Exit.TERMINATED)
+
+
+class _TerminatedError(Exception):
+    """SIGTERM arrived and the command has cleaned up."""
+
+
+async def _terminable(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Treat SIGTERM as asyncio treats Ctrl-C: cancel the command, let it clean up, then say why it ended."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    terminated = False
+
+    def on_terminate() -> None:
+        nonlocal terminated
+        terminated = True
+        task.cancel()
+
+    try:
+        loop.add_signal_handler(signal.SIGTERM, on_terminate)
+    except (NotImplementedError, RuntimeError, ValueError):
+        return await main()  # Windows, or not the main thread: SIGTERM keeps its default there
+    try:
+        return await main()
+    except asyncio.CancelledError:
+        if terminated:
+            raise _TerminatedError from None
+        raise
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+
+
+@asynccontextmanager
+async def client_node(url: str, pool: str, **options: Any) -> AsyncIterator[Node]:
+    """A node that dispatches, stops and notifies but holds no workers, with a backend of its own."""
+    backend: Backend
+    async with connect(url) as backend, Node(backend, pool, client_only=True, **options) as node:
+        yield node

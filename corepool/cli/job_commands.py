@@ -1,0 +1,197 @@
+"""``corepool dispatch``, ``stop``, ``notify``, ``retry`` and ``explain``: one job at a time, from a client-only node."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from corepool.cli.common import (
+    JsonOption,
+    PoolOption,
+    UrlOption,
+    VerboseOption,
+    client_node,
+    emit,
+    execute,
+    fail,
+    plain,
+    stdout,
+)
+from corepool.cli.exits import Exit
+
+__all__ = ["register"]
+
+KeyArgument = Annotated[str, typer.Argument(metavar="KEY", show_default=False, help="The job's key.")]
+PayloadArgument = Annotated[str, typer.Argument(metavar="[PAYLOAD]", show_default=False, help="Text; '-' reads stdin.")]
+FileOption = Annotated[Path | None, typer.Option("--file", "-f", help="Read the payload from a file instead.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", "-t", help="Seconds to wait for the answer.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    for command in (dispatch, stop, notify, retry, explain):
+        app.command()(command)
+
+
+def _payload(text: str, file: Path | None) -> bytes:
+    if file is not None:
+        if text:
+            fail("give the payload as text or as --file, not both", Exit.USAGE)
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            fail(f"cannot read the payload: {error}", Exit.USAGE)
+    return sys.stdin.buffer.read() if text == "-" else text.encode()
+
+
+def dispatch(
+    key: KeyArgument,
+    url: UrlOption,
+    pool: PoolOption,
+    payload: PayloadArgument = "",
+    file: FileOption = None,
+    timeout: TimeoutOption = 30.0,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """
+    Start a job; returns when a worker has started it.
+
+    If no worker takes it within the timeout the command exits with 7, and the job was certainly not started.
+
+    \b
+    Examples:
+      corepool dispatch https://example.org/feed.xml '{"every": 60}'
+      corepool dispatch README README.md --timeout 5
+      cat payload.bin | corepool dispatch big -
+    """
+    data = _payload(payload, file)
+
+    async def main() -> None:
+        async with client_node(url, pool, call_timeout=timeout) as node:
+            await node.dispatch_job(key, data)
+
+    execute(main, as_json=as_json, verbose=verbose)
+    _done("started", key, as_json)
+
+
+def stop(
+    key: KeyArgument,
+    url: UrlOption,
+    pool: PoolOption,
+    timeout: TimeoutOption = 30.0,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """
+    Stop a job; returns when it has stopped.
+
+    \b
+    Example:
+      corepool stop README
+    """
+
+    async def main() -> None:
+        async with client_node(url, pool, call_timeout=timeout) as node:
+            await node.stop_job(key)
+
+    execute(main, as_json=as_json, verbose=verbose)
+    _done("stopped", key, as_json)
+
+
+def notify(
+    key: KeyArgument,
+    url: UrlOption,
+    pool: PoolOption,
+    payload: PayloadArgument = "",
+    file: FileOption = None,
+    timeout: TimeoutOption = 30.0,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """
+    Send a notification to whichever worker owns the job; returns when its handler has taken it.
+
+    \b
+    Example:
+      corepool notify README refresh
+    """
+    data = _payload(payload, file)
+
+    async def main() -> None:
+        async with client_node(url, pool, call_timeout=timeout) as node:
+            await node.notify_worker(key, data)
+
+    execute(main, as_json=as_json, verbose=verbose)
+    _done("notified", key, as_json)
+
+
+def retry(
+    key: KeyArgument,
+    url: UrlOption,
+    pool: PoolOption,
+    timeout: TimeoutOption = 30.0,
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    """
+    Try a FAILED job again.
+
+    \b
+    Example:
+      corepool retry README
+    """
+
+    async def main() -> None:
+        async with client_node(url, pool, call_timeout=timeout) as node:
+            await node.retry_job(key)
+
+    execute(main, as_json=as_json, verbose=verbose)
+    _done("retried", key, as_json)
+
+
+def explain(
+    key: KeyArgument, url: UrlOption, pool: PoolOption, as_json: JsonOption = False, verbose: VerboseOption = False
+) -> None:
+    """
+    Where a job is, why it is there, and where it has been.
+
+    Exits with 4 if there is no such job.
+
+    \b
+    Examples:
+      corepool explain README
+      corepool explain README --json | jq .state
+    """
+
+    async def main() -> object:
+        async with client_node(url, pool) as node:
+            return await node.explain(key)
+
+    found = plain(execute(main, as_json=as_json, verbose=verbose))
+    if as_json:
+        emit(found)
+        return
+    for name, value in found.items():
+        if isinstance(value, list):
+            stdout.print(f"{name}:", markup=False)
+            for line in value:
+                stdout.print(f"  {_one_line(line)}", markup=False)
+        else:
+            stdout.print(f"{name + ':':12} {_one_line(value)}", markup=False)
+
+
+def _one_line(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {entry}" for name, entry in value.items())
+    return "-" if value is None or value == "" else str(value)
+
+
+def _done(what: str, key: str, as_json: bool) -> None:
+    if as_json:
+        emit({"key": key, what: True})
+    else:
+        stdout.print(f"{what} {key}", markup=False)
