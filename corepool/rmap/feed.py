@@ -37,6 +37,7 @@ class Feed(Generic[T]):
         self._random = rng
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task: asyncio.Task[None] | None = None
+        self._stopping = False
         self.restarts = 0
         self.fed_at = clock.monotonic()
 
@@ -56,7 +57,9 @@ class Feed(Generic[T]):
     async def stop(self) -> None:
         """Stop the task and wait until it is gone. Idempotent, and safe to call from several tasks."""
         if self._task is not None:
-            self._task.cancel()
+            if not self._stopping:  # a second cancel would interrupt the task while it closes its watch
+                self._stopping = True
+                self._task.cancel()
             await asyncio.wait([self._task])
         self._finish()
 
@@ -69,6 +72,9 @@ class Feed(Generic[T]):
                     await self._watch_once()
                     return  # the watch ended: the backend was closed
                 except Exception as error:  # one loop for whatever a driver raises: the feed must not die silently
+                    if self._stopping:  # the watch failed to close; going round again would outlive `stop`
+                        logger.exception("map %s: closing its watch failed", self._store.name)
+                        return
                     if not self._replica.loaded:
                         if not self._loaded.done():
                             self._loaded.set_exception(error)

@@ -21,7 +21,7 @@ import logging
 from typing import Generic, TypeVar
 
 from corepool.driver import Change, Cleared, Entry, Snapshot, WatchEvent, decode_list
-from corepool.errors import BackendUnavailable, CorepoolError, OutcomeUnknown
+from corepool.errors import BackendUnavailable, CorepoolError, OutcomeUnknown, WireError
 from corepool.rmap.codecs import Codec
 from corepool.rmap.subscriptions import Changes, MapChange, MapCleared, MapEvent, MapSnapshot, Subscription
 
@@ -59,7 +59,13 @@ class Replica(Generic[T]):
         self._watch_generation = None
 
     def apply(self, event: WatchEvent) -> None:
-        """Take one event in, resolve waiters, tell subscribers."""
+        """Take one event in, resolve waiters, tell subscribers.
+
+        Raises:
+            WireError: a watch began with something else than a snapshot. Nothing was changed.
+        """
+        if self._watch_generation is None and not isinstance(event, Snapshot):
+            raise WireError(f"the watch of map {self._name!r} began without a snapshot: {type(event).__name__}")
         match event:
             case Snapshot():
                 self._apply_snapshot(event)

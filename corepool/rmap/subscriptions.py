@@ -75,21 +75,22 @@ class Subscription:
 
     async def changed(self) -> bool:
         """Wait until something changed since the last call. False: closed, and the last change has been announced."""
-        await self._news.wait()
-        if self._pending:
-            self._pending = False
-            if not self._closed:  # once closed the event stays set: nobody waits any more
-                self._news.clear()
-            return True
-        return not self._closed
+        while True:
+            await self._news.wait()
+            if self._pending:
+                self._pending = False
+                if not self._closed:  # once closed the event stays set: nobody waits any more
+                    self._news.clear()
+                return True
+            if self._closed:
+                return False
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> None:
-        while not await self.changed():
-            if self._closed:
-                raise StopAsyncIteration
+        if not await self.changed():
+            raise StopAsyncIteration
 
     def close(self) -> None:
         """End it; a pending wait ends. Idempotent."""
