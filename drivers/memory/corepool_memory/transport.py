@@ -75,8 +75,8 @@ class Transport(Protocol):
         """Open a feed: ``attach(server, push)`` runs on the server, and whatever it pushes arrives at ``receive``, in order.
 
         receive: called at once or later; an embedded transport may call it before ``listen`` returns.
-        lost: called once if the feed dies by itself (also if ``attach`` never ran), and never from within ``listen``. The
-            client may listen again at once: a transport that is down paces such attempts.
+        lost: called once if the feed dies by itself (also if ``attach`` never ran), and never from within a call into
+            the transport. The client may listen again at once: a transport that is down paces such attempts.
         Returns what closes the feed: neither ``receive`` nor ``lost`` is called after it, and ``attach``'s own detacher runs
         on the server when the news gets there (or when the server learns that the connection is gone).
         """
