@@ -1,1 +1,154 @@
-"""pytest plugin of the conformance kit. Imports neither Hypothesis nor corepool until the kit is asked for."""
+"""pytest plugin of the conformance kit. Imports neither Hypothesis nor corepool until the kit is asked for.
+
+Purpose: the options, the fixture behind every contract test, the rules of a run (nothing overridden, nothing skipped, no
+stale known failure), and the report.
+Invariants: without ``--corepool-url`` and without a subclass of the kit's classes a pytest run is not touched; a backend that
+cannot be reached is an error; a contract test ends as passed, failed, known failure or not tested, nothing else.
+Neighbours: ``run.py`` holds the state of a run, ``kit.py`` the tests' view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from corepool_conformance.kit import Kit
+    from corepool_conformance.run import Run
+
+pytest.register_assert_rewrite(
+    "corepool_conformance.kit", "corepool_conformance.contract", "corepool_conformance.waiting"
+)
+
+_HERE = Path(__file__).parent
+_RUN = pytest.StashKey["Run"]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("corepool-conformance", "corepool's conformance kit for drivers")
+    group.addoption(
+        "--corepool-url", metavar="URL", help="the backend to hold to the contract, e.g. redis://localhost:6379"
+    )
+    group.addoption(
+        "--corepool-seed", metavar="N", type=int, help="the seed of all random choices (default: a new one)"
+    )
+    group.addoption("--corepool-report", metavar="FILE", help="write the result as JSON")
+    group.addoption(
+        "--corepool-known-failures",
+        metavar="FILE",
+        help="TOML with the failures you know of; an entry that matches nothing, or passes, is an error",
+    )
+    group.addoption(
+        "--corepool-ack-wait",
+        metavar="SECONDS",
+        type=float,
+        default=1.0,
+        help="ack_wait of the kit's sinks (default 1)",
+    )
+    group.addoption(
+        "--corepool-patience", metavar="FACTOR", type=float, default=1.0, help="a factor on all deadlines (default 1)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "corepool_contract: a test of corepool's conformance kit (set by the kit)")
+
+
+def run_of(config: pytest.Config) -> Run:
+    """The state of this run; made, and the kit imported, when it is first asked for."""
+    if _RUN not in config.stash:
+        from corepool_conformance.run import Run
+
+        config.stash[_RUN] = Run.from_config(config)
+    return config.stash[_RUN]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The kit's own modules are collected for a URL only: a plain ``pytest`` in a tree that holds the kit passes them by."""
+    if collection_path != _HERE / "contract" and _HERE / "contract" not in collection_path.parents:
+        return None
+    if config.getoption("--corepool-url"):
+        return None
+    if any(_names_the_kit(argument) for argument in config.args):
+        raise pytest.UsageError("the conformance kit needs --corepool-url=…: the backend to hold to the contract")
+    return True
+
+
+def _names_the_kit(argument: str) -> bool:
+    path = Path(argument.partition("::")[0])
+    return argument.startswith("corepool_conformance") or path == _HERE or _HERE in path.parents
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    kit_items = [item for item in items if _contract_of(item) is not None]
+    if kit_items:
+        run_of(config).admit(kit_items)
+
+
+def _contract_of(item: pytest.Item) -> Any:
+    return getattr(getattr(item, "function", None), "corepool_contract", None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if any(_contract_of(item) is not None for item in session.items):
+        run_of(session.config).check_selection(session.items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makeitem(collector: Any, name: str, obj: object) -> Generator[None, Any, Any]:
+    """Refuse, at collection, a class that overrides what the kit tests."""
+    if isinstance(obj, type) and hasattr(obj, "corepool_contract_class"):
+        from corepool_conformance.run import refuse_overrides
+
+        refuse_overrides(obj)
+    return (yield)
+
+
+@pytest.fixture
+def corepool_kit(request: pytest.FixtureRequest) -> Kit:
+    """One contract test's view of the driver under test."""
+    return run_of(request.config).kit_for(request.node, request.cls)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if _contract_of(item) is not None:
+        run_of(item.config).judge(item, call, report)
+    return report
+
+
+def pytest_report_teststatus(report: pytest.TestReport | pytest.CollectReport) -> tuple[str, str, str] | None:
+    verdict = dict(getattr(report, "user_properties", [])).get("corepool_verdict")
+    if verdict == "not tested" and report.skipped:
+        return "not tested", "n", "NOT TESTED"
+    if verdict == "known failure" and report.skipped:
+        return "known failure", "k", "KNOWN FAILURE"
+    return None
+
+
+def pytest_report_header(config: pytest.Config) -> list[str] | None:
+    if not config.getoption("--corepool-url"):
+        return None
+    run = run_of(config)
+    return [f"corepool conformance: {run.shown_url}, --corepool-seed={run.seed}"]
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if _RUN in config.stash and config.stash[_RUN].verdicts:
+        terminalreporter.section("corepool conformance")
+        for line in config.stash[_RUN].table():
+            terminalreporter.write_line(line)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    target = session.config.getoption("--corepool-report")
+    if target and _RUN in session.config.stash:
+        config_run = session.config.stash[_RUN]
+        Path(str(target)).write_text(config_run.as_json() + "\n", encoding="utf-8")
