@@ -124,7 +124,7 @@ class HandlerCalls:
             self._log.error(
                 "handler.stop(%r) did not end within %g s; giving it up", key, self._stop_limit, extra={"job": key}
             )
-        except Exception:  # the handler's own error: logged, since nobody waits for it
+        except Exception:  # noqa: BLE001  the handler's own error: logged, since nobody waits for it
             self._log.exception("handler.stop(%r) failed", key, extra={"job": key})
 
     async def _call(self, method: Callable[..., Any], *arguments: Any) -> None:

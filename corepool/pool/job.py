@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import attrs
 
-from corepool.errors import BackendUnavailable, OutcomeUnknown, Requeue
+from corepool.errors import Requeue
 from corepool.pool import transitions
 from corepool.pool.doorbells import Doorbell
 from corepool.pool.handlers import FencingToken, Job
 from corepool.pool.protocol import Outcome
 from corepool.pool.store import Stored
-from corepool.pool.supervisor import backoff
+from corepool.pool.supervisor import TRANSIENT, backoff
 from corepool.pool.wire import JobRecord, JobState, NotifyEvent, StartEvent, StopEvent, Verdict
 
 if TYPE_CHECKING:
@@ -122,10 +122,10 @@ class OwnedJob:
                 command = self._commands.popleft()
                 try:
                     await self._carry_out(command)
-                except (BackendUnavailable, OutcomeUnknown) as error:
+                except TRANSIENT as error:
                     self._worker.log.warning("job %r: %s: %s", self.key, type(command).__name__, error)
                     self._worker.review_soon(self.key)
-                except Exception:  # a bug in one step must not keep the next from being taken; the review repairs
+                except Exception:
                     self._worker.log.exception("job %r: %s failed", self.key, type(command).__name__)
                     self._worker.review_soon(self.key)
         finally:

@@ -14,14 +14,14 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from corepool.driver import REVISION, Commit, Namespace
+from corepool.driver import REVISION, Backend, Namespace
 from corepool.errors import OutcomeUnknown
 from corepool.pool.placement import Placement, Placer
 from corepool.pool.store import SHUTDOWN_MAP, PoolStore
 from corepool.pool.wire import MemberState, NodeRecord, PoolRecord, WorkerRecord, decode, encode
 from corepool.rmap import ReplicatedMap, Subscription
 
-__all__ = ["POOL_KEY", "Membership", "Ring", "StructCodec", "compare_and_set_pool", "open_pool_map"]
+__all__ = ["POOL_KEY", "Membership", "Ring", "StructCodec", "open_pool_map"]
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -78,11 +78,18 @@ class Membership:
         self._ring: Ring | None = None
 
     @classmethod
-    async def join(cls, store: PoolStore, placement: Placement, pool: ReplicatedMap[PoolRecord]) -> Membership:
+    async def join(
+        cls, store: PoolStore, placement: Placement, pool: ReplicatedMap[PoolRecord], backend: Backend
+    ) -> Membership:
         """Follow the members of one incarnation; returns with a first snapshot of each map."""
-        workers = await ReplicatedMap.open(store.map(store.workers), codec=StructCodec(WorkerRecord))
+        clock, rng = backend.clock, backend.random
+        workers = await ReplicatedMap.open(
+            store.map(store.workers), codec=StructCodec(WorkerRecord), clock=clock, random=rng
+        )
         try:
-            nodes = await ReplicatedMap.open(store.map(store.nodes), codec=StructCodec(NodeRecord))
+            nodes = await ReplicatedMap.open(
+                store.map(store.nodes), codec=StructCodec(NodeRecord), clock=clock, random=rng
+            )
         except BaseException:
             await workers.aclose()  # whatever ended the join must not leave half of it behind
             raise
@@ -174,6 +181,10 @@ class Membership:
                 await self._workers.wait_for_revision(commit.revision)
                 return True
 
+    async def is_gone(self, worker: str) -> bool:
+        """Whether the worker has no record, linearizable."""
+        return await self._store.map(self._store.workers).get(worker) is None
+
     async def remove_worker(self, worker: str) -> None:
         """The record goes, whatever stands there: a worker's id is never used again (R7)."""
         await self._settled(self._store.workers, worker)
@@ -191,18 +202,17 @@ class Membership:
 
     async def change_pool(self, seen: PoolRecord, changed: PoolRecord) -> bool:
         """Compare-and-set of the pool's record on its value. False: somebody was faster."""
-        commit: Commit = await compare_and_set_pool(self._pool, seen, changed)
-        await self._pool.wait_for_revision(commit.revision)
-        return commit.applied
+        written = await self._pool.test_and_set(POOL_KEY, seen, changed)
+        await self._pool.wait_for_revision(written.revision)
+        return written.applied
+
+    async def settled_pool(self) -> PoolRecord | None:
+        """The pool's record, linearizable."""
+        return await self._pool.fetch(POOL_KEY)
 
 
-async def open_pool_map(namespace: Namespace) -> ReplicatedMap[PoolRecord]:
+async def open_pool_map(namespace: Namespace, backend: Backend) -> ReplicatedMap[PoolRecord]:
     """The map that tells the pool's incarnation, the only one whose name does not carry it."""
-    return await ReplicatedMap.open(namespace.map(SHUTDOWN_MAP), codec=StructCodec(PoolRecord))
-
-
-async def compare_and_set_pool(pool: ReplicatedMap[PoolRecord], seen: PoolRecord | None, changed: PoolRecord) -> Commit:
-    """Change the pool's record from ``seen`` (None: absent)."""
-    if seen is None:
-        return await pool.set_if_absent(POOL_KEY, changed)
-    return await pool.test_and_set(POOL_KEY, seen, changed)
+    return await ReplicatedMap.open(
+        namespace.map(SHUTDOWN_MAP), codec=StructCodec(PoolRecord), clock=backend.clock, random=backend.random
+    )

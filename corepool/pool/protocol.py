@@ -31,10 +31,9 @@ from corepool.driver import (
 )
 from corepool.errors import BackendUnavailable, OutcomeUnknown
 from corepool.pool.store import PoolStore, Stored
-from corepool.pool.transitions import attention_key, is_owned_by
+from corepool.pool.transitions import attention, attention_key, is_owned_by
 from corepool.pool.wire import (
     Answer,
-    Attention,
     JobRecord,
     JobState,
     ReplyTo,
@@ -211,8 +210,7 @@ class JobProtocol:
     # --- how ---
 
     def _attend(self, key: str, record: JobRecord) -> Op:
-        entry = Attention(key, record.job_id, record.worker)
-        return SetKey(self._store.attention, attention_key(record), encode(entry))
+        return SetKey(self._store.attention, attention_key(record), attention(key, record))
 
     def _unattend(self, record: JobRecord) -> Op:
         return DeleteKey(self._store.attention, attention_key(record))

@@ -14,13 +14,18 @@ import contextvars
 import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
-from corepool.errors import BackendUnavailable, CorepoolError, OutcomeUnknown
+from corepool.errors import BackendUnavailable, OutcomeUnknown
 
-__all__ = ["Supervisor", "backoff"]
+__all__ = ["TRANSIENT", "Supervisor", "backoff"]
+
+T = TypeVar("T")
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
+
+TRANSIENT = (BackendUnavailable, OutcomeUnknown)
+"""What the backend raises while it is away; anything else is a bug."""
 
 
 def backoff(rng: random.Random, first: float, longest: float) -> Iterator[float]:
@@ -70,15 +75,15 @@ class Supervisor:
             try:
                 await body()
                 pauses = backoff(self._random, _FIRST_PAUSE, _LONGEST_PAUSE)
-            except (BackendUnavailable, OutcomeUnknown) as error:
+            except TRANSIENT as error:
                 self._log.warning("%s: %s; trying again", name, error)
                 await asyncio.sleep(next(pauses))
-            except Exception:  # a loop must outlive any bug in one of its turns; it is logged with its context
+            except Exception:  # noqa: BLE001  a loop must outlive any bug in one of its turns; it is logged with its context
                 self.restarts += 1
                 self._log.exception("%s failed; starting it again", name)
                 await asyncio.sleep(next(pauses))
 
-    async def persist(self, what: str, attempt: Callable[[], Awaitable[Any]], give_up: Callable[[], bool]) -> Any:
+    async def persist(self, what: str, attempt: Callable[[], Awaitable[T]], give_up: Callable[[], bool]) -> T:
         """Call ``attempt`` until the backend answers, or until ``give_up``.
 
         Raises:
@@ -88,7 +93,7 @@ class Supervisor:
         while True:
             try:
                 return await attempt()
-            except (BackendUnavailable, OutcomeUnknown) as error:
+            except TRANSIENT as error:
                 if give_up():
                     raise
                 self._log.debug("%s: %s; trying again", what, error)
@@ -113,7 +118,3 @@ async def _ended(task: asyncio.Task[Any]) -> None:
     # wait, unlike awaiting the task, tells our own cancellation from the task's.
     if not task.done():
         await asyncio.wait([task])
-
-
-# Errors that a caller can meet when the backend is away; everything else is a bug.
-TRANSIENT: tuple[type[CorepoolError], ...] = (BackendUnavailable, OutcomeUnknown)

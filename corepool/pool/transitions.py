@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import msgspec
 
-from corepool.pool.wire import JobRecord, JobState, Move, ReplyTo
+from corepool.pool.wire import Attention, JobRecord, JobState, Move, ReplyTo, encode
 
 __all__ = [
     "admit",
     "ask_stop",
+    "attention",
     "attention_key",
     "claim",
     "confirm",
@@ -108,3 +109,8 @@ def attention_key(record: JobRecord) -> str:
     of its own, so that an owner that confirms late cannot remove the stopper's.
     """
     return f"{record.job_id}/stop" if record.state is JobState.STOPPING else f"{record.job_id}/{record.epoch}"
+
+
+def attention(key: str, record: JobRecord) -> bytes:
+    """The value of that entry."""
+    return encode(Attention(key, record.job_id, record.worker))

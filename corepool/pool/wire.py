@@ -9,7 +9,7 @@ Neighbours: ``transitions`` gives the records their meaning; everything else pas
 from __future__ import annotations
 
 import enum
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -202,7 +202,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_decoders: dict[type, msgspec.msgpack.Decoder[object]] = {}
+_decoders: dict[type, msgspec.msgpack.Decoder[Any]] = {}
 
 
 def encode(value: msgspec.Struct) -> bytes:
@@ -216,9 +216,9 @@ def decode(data: bytes, kind: type[T]) -> T:
     """
     decoder = _decoders.get(kind)
     if decoder is None:
-        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)  # type: ignore[assignment]
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
     try:
-        return decoder.decode(data)  # type: ignore[return-value]
+        return cast("T", decoder.decode(data))
     except msgspec.MsgspecError as error:
         raise WireError(f"not a {kind.__name__}: {error} ({len(data)} bytes)") from None
 

@@ -12,6 +12,7 @@ import asyncio
 from typing import Any, TypeVar
 
 from corepool.driver import NewEvent, SinkStore
+from corepool.errors import BackendUnavailable
 from corepool.pool import transitions
 from corepool.pool.context import NodeContext
 from corepool.pool.doorbells import Doorbell, Doorbells
@@ -78,26 +79,34 @@ class Worker:
         self._sink = await inbox.sink(INBOX_SINK, ack_wait=context.options.ack_grace_period)
         self._loops.append(context.supervisor.loop(f"inbox {self.id}", self._take_doorbells))
         self._loops.append(context.supervisor.loop(f"review {self.id}", self._review_now_and_then))
-        await context.membership.put_worker(self.id, self._record(MemberState.ACTIVE))
+        if not await context.membership.change_worker(self.id, MemberState.ACTIVE):
+            # So slow that it was declared dead and buried before it was born: what it has made since goes as well.
+            self.lease.dead = True
+            await self.close_inbox()
+            await inbox.destroy()
+            await store.map(store.worker_keep_alive).delete(self.id)
+            raise BackendUnavailable(
+                f"joining took longer than worker_ttl ({context.options.worker_ttl:g} s); try again"
+            )
 
     def _record(self, state: MemberState) -> WorkerRecord:
         return WorkerRecord(self.context.node_id, state, self.context.wall())
 
     async def hand_all_over(self, timeout: float) -> bool:
-        """Let go of every job; True when none is left here. After half the time, what hangs is interrupted."""
-        for job in list(self._jobs.values()):
-            job.put(HandOver("worker leaves"))
-        if await self._none_left(timeout / 2):
-            return True
-        for job in list(self._jobs.values()):
-            job.interrupt()
-            job.put(HandOver("worker leaves"))
-        return await self._none_left(timeout / 2)
-
-    async def _none_left(self, timeout: float) -> bool:
+        """Let go of every job; True when none is left. After half the time, what hangs is interrupted."""
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(timeout / 2):
+                for job in list(self._jobs.values()):
+                    job.put(HandOver("worker leaves"))
                 await self._idle.wait()
+        except TimeoutError:
+            for job in list(self._jobs.values()):
+                job.put(Fence())
+        try:
+            async with asyncio.timeout(timeout / 2):
+                await self._idle.wait()
+                while await self.review():  # what is ours by record but does not run here (R9) is let go of too
+                    await self._idle.wait()
         except TimeoutError:
             return False
         return True
@@ -107,7 +116,12 @@ class Worker:
         self.fenced = True
         for job in list(self._jobs.values()):
             job.put(Fence())
-        return await self._none_left(timeout)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def close_inbox(self) -> None:
         """Take no more doorbells."""
@@ -210,14 +224,15 @@ class Worker:
         await asyncio.sleep(4 * self.context.options.ack_grace_period * (0.75 + self.context.random.random() / 2))
         await self.review()
 
-    async def review(self, *, restore: bool = False) -> None:
-        """R9: compare what this worker owns with what runs here; each difference goes to its job."""
+    async def review(self, *, restore: bool = False) -> int:
+        """R9: compare what this worker owns with what runs here; each difference goes to its job. How many there were."""
         context = self.context
         if self.fenced or self.lease.dead:
-            return
+            return 0
         owned = {entry.key: None async for entry in context.store.map(context.store.owned(self.id)).scan()}
         keys = sorted({**owned, **dict.fromkeys(self._jobs)})
         records = await context.store.jobs_of(keys)
+        differences = 0
         for key in keys:
             job = self._jobs.get(key)
             if job is not None and job.busy:
@@ -227,3 +242,5 @@ class Worker:
             same = job is not None and job.running and job.stored == stored
             if not (mine and same):
                 self.put(key, Review(restore))
+                differences += 1
+        return differences

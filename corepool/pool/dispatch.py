@@ -1,0 +1,322 @@
+"""Calls on jobs, from the caller's side: dispatch, stop, notify, retry.
+
+Purpose: the way of a job into the pool and out of it, as its caller sees it; what each error promises is kept here.
+Invariants:
+
+- The waiter is registered before anything is sent.
+- R1: only what was never claimed is withdrawn; ``DispatchTimeoutError`` is raised only after that withdrawal was applied.
+- Whatever is raised but `OutcomeUnknown` leaves no job of this call behind.
+- A lost answer costs time only: every wait looks at the record again.
+
+Neighbours: ``protocol`` writes the records; workers answer through the node's inbox; `Node` is the facade.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from corepool.driver import Refusal
+from corepool.errors import (
+    BackendUnavailable,
+    DispatchTimeoutError,
+    JobExistsError,
+    JobGoneError,
+    JobNotFoundError,
+    JobNotifyError,
+    JobStartError,
+    OutcomeUnknown,
+    QueueFullError,
+)
+from corepool.pool import transitions
+from corepool.pool.calls import Call
+from corepool.pool.context import NodeContext
+from corepool.pool.protocol import Outcome
+from corepool.pool.store import Stored
+from corepool.pool.wire import Answer, JobRecord, JobState, NotifyEvent, ReplyTo, StopEvent, Verdict
+
+__all__ = ["JobCalls"]
+
+_FIRST_LOOK, _LONGEST_LOOK = 1.0, 8.0
+"""Seconds without an answer until a caller looks at the record himself; doubles."""
+
+
+class Deadline:
+    """How much of a call's time is left, on this node's monotonic clock."""
+
+    def __init__(self, context: NodeContext, seconds: float) -> None:
+        self._clock = context.clock
+        self._at = self._clock.monotonic() + seconds
+        self.seconds = seconds
+
+    @property
+    def left(self) -> float:
+        return max(0.0, self._at - self._clock.monotonic())
+
+    def looks(self) -> Iterator[float]:
+        """How long to wait for an answer before each look at the record; ends when the time is up."""
+        pause = _FIRST_LOOK
+        while (left := self.left) > 0:
+            yield min(pause, left)
+            pause = min(2 * pause, _LONGEST_LOOK)
+
+
+class JobCalls:
+    """The calls of one node."""
+
+    def __init__(self, context: NodeContext) -> None:
+        self._context = context
+
+    # --- dispatch ----------------------------------------------------------------------------------------------------
+
+    async def dispatch(self, key: str, payload: bytes, timeout: float) -> None:
+        """Returns when a worker has started the job. See `Node.dispatch_job`."""
+        context = self._context
+        deadline = Deadline(context, timeout)
+        with context.calls.open() as call:
+            record, event_id = await self._admit(key, payload, call, deadline)
+            try:
+                await self._started(key, record, call, deadline)
+            finally:
+                if event_id is not None and not record.worker:
+                    # The queue is bounded: an event of a job that no longer waits must not keep others out.
+                    context.supervisor.spawn("tidy queue", self._tidy_queue(event_id))
+
+    async def _admit(self, key: str, payload: bytes, call: Call, deadline: Deadline) -> tuple[JobRecord, str | None]:
+        """The record is in the store and its target's doorbell has rung."""
+        context = self._context
+        while True:
+            ring = context.membership.ring
+            record = transitions.admit(
+                context.new_id("j"),
+                ring.owner(key),
+                ring.revision,
+                ReplyTo(context.node_id, call.number),
+                context.wall(),
+            )
+            outcome = await self._admit_once(key, record, payload)
+            if outcome.applied and outcome.refusal is None:
+                return record, outcome.event_id
+            if not outcome.applied and outcome.refusal is None:
+                raise JobExistsError(f"a job with the key {key!r} exists already{_where(outcome.current)}")
+            if outcome.applied and not await self._withdraw(key, Stored(record, outcome.revision)):
+                return record, None  # somebody has taken it meanwhile: wait for the answer as usual
+            if outcome.refusal is Refusal.FULL:
+                raise QueueFullError(
+                    f"no worker is active and {context.options.max_queued_jobs} jobs wait already (max_queued_jobs); "
+                    f"{key!r} was not admitted: add a worker, or raise the limit"
+                )
+            if deadline.left <= 0:
+                raise DispatchTimeoutError(f"no worker for {key!r} within {deadline.seconds:g} s; it was never started")
+            # The target left; our ring is about to show it.
+            await asyncio.sleep(min(deadline.left, context.options.poll_period / 20 * (0.5 + context.random.random())))
+
+    async def _admit_once(self, key: str, record: JobRecord, payload: bytes) -> Outcome:
+        try:
+            return await self._context.protocol.admit(key, record, payload)
+        except asyncio.CancelledError:
+            # Cancelled in the middle: nobody will wait for this job, so it is taken back, or found by the sweeper.
+            self._context.supervisor.spawn(f"take back {key!r}", self._take_back(key, record.job_id))
+            raise
+
+    async def _take_back(self, key: str, job_id: str) -> None:
+        await self._context.store.namespace.settle()
+        stored = await self._context.store.job(key)
+        if stored is not None and stored.record.job_id == job_id:
+            await self._withdraw(key, stored)
+
+    async def _withdraw(self, key: str, stored: Stored) -> bool:
+        """R1: take back a job that was never claimed; False if there is something else by now."""
+        if not transitions.may_withdraw(stored.record):
+            return False
+        try:
+            return (await self._context.protocol.remove(key, stored)).applied
+        except BackendUnavailable as error:
+            raise OutcomeUnknown(f"{key!r} was admitted and cannot be taken back now: {error}") from error
+
+    async def _started(self, key: str, record: JobRecord, call: Call, deadline: Deadline) -> None:
+        """Wait for the answer; without one, look; when the time is up, withdraw."""
+        try:
+            for pause in deadline.looks():
+                answer = await call.answer(pause)
+                if answer is not None:
+                    self._judge_start(key, answer)
+                    return
+                if await self._looks_started(key, record):
+                    return
+            await self._give_up(key, record, call, deadline)
+        except asyncio.CancelledError:
+            self._context.supervisor.spawn(f"take back {key!r}", self._take_back(key, record.job_id))
+            raise
+        except BackendUnavailable as error:
+            raise OutcomeUnknown(
+                f"{key!r} was admitted, but the backend cannot be asked what became of it: {error}"
+            ) from error
+
+    def _judge_start(self, key: str, answer: Answer) -> None:
+        match answer.verdict:
+            case Verdict.DONE:
+                return
+            case Verdict.FAILED:
+                raise JobStartError(f"{key!r} did not start: {answer.text}")
+            case Verdict.GONE:
+                raise JobGoneError(f"{key!r} was stopped before its start was confirmed; no job is left")
+
+    async def _looks_started(self, key: str, record: JobRecord) -> bool:
+        try:
+            stored = await self._context.store.job(key)
+        except BackendUnavailable:
+            return False  # look again later; the deadline bounds it
+        if stored is None or stored.record.job_id != record.job_id:
+            raise JobGoneError(f"{key!r} is gone although nobody answered; no job is left, but it may have run")
+        if stored.record.state is JobState.FAILED:
+            raise JobGoneError(f"{key!r} was started and has FAILED since: {stored.record.reason}")
+        return stored.record.started
+
+    async def _give_up(self, key: str, record: JobRecord, call: Call, deadline: Deadline) -> None:
+        context = self._context
+        while True:
+            stored = await context.store.job(key)
+            if stored is None or stored.record.job_id != record.job_id:
+                answer = await call.answer(0)  # the removal's answer may be on its way
+                if answer is not None:
+                    return self._judge_start(key, answer)
+                raise JobGoneError(f"{key!r} is gone although nobody answered; no job is left, but it may have run")
+            if stored.record.started:
+                return None
+            if stored.record.state is JobState.PENDING:
+                if await self._withdraw(key, stored):
+                    raise DispatchTimeoutError(
+                        f"no worker started {key!r} within {deadline.seconds:g} s; it was never started and was withdrawn"
+                    )
+            elif stored.record.state is JobState.STARTING:
+                asked = transitions.ask_stop(stored.record, context.wall())
+                reply = ReplyTo(context.node_id, call.number)
+                await context.protocol.ask_stop(key, stored, asked, reply)
+            else:
+                break
+        await self._await_end(key, record.job_id, call)
+        raise JobGoneError(
+            f"the start of {key!r} took longer than {deadline.seconds:g} s and was stopped; no job is left"
+        )
+
+    async def _await_end(self, key: str, job_id: str, call: Call) -> None:
+        """STOPPING stands in the record: wait until it is gone."""
+        context = self._context
+        deadline = Deadline(context, context.options.call_timeout)
+        for pause in deadline.looks():
+            answer = await call.answer(pause)
+            if answer is not None:
+                return
+            if await self._is_gone(key, job_id):
+                return
+        raise OutcomeUnknown(
+            f"the stop of {key!r} stands in its record and will be carried out, but was not confirmed within "
+            f"{deadline.seconds:g} s; see explain({key!r})"
+        )
+
+    async def _tidy_queue(self, event_id: str) -> None:
+        await self._context.store.stream(self._context.store.queue).remove([event_id])
+
+    # --- stop --------------------------------------------------------------------------------------------------------
+
+    async def stop(self, key: str) -> None:
+        """Returns when the job has stopped. See `Node.stop_job`."""
+        context = self._context
+        with context.calls.open() as call:
+            reply = ReplyTo(context.node_id, call.number)
+            job_id = ""
+            while True:
+                stored = await context.store.job(key)
+                if stored is None or (job_id and stored.record.job_id != job_id):
+                    if job_id:
+                        return  # gone while we asked: stopped all the same
+                    raise JobNotFoundError(f"no job has the key {key!r}")
+                job_id = stored.record.job_id
+                match stored.record.state:
+                    case JobState.PENDING | JobState.FAILED:
+                        waiting = stored.record.reply  # whoever deletes an unstarted record answers its dispatcher (R1)
+                        if (await context.protocol.remove(key, stored, [waiting], Verdict.GONE)).applied:
+                            return
+                    case JobState.STARTING | JobState.RUNNING:
+                        asked = transitions.ask_stop(stored.record, context.wall())
+                        if (await context.protocol.ask_stop(key, stored, asked, reply)).applied:
+                            break
+                    case JobState.STOPPING:
+                        bell = StopEvent(key, job_id, reply)
+                        await context.forward(stored.record.worker, bell)
+                        break
+            await self._await_end(key, job_id, call)
+
+    # --- notify ------------------------------------------------------------------------------------------------------
+
+    async def notify(self, key: str, payload: bytes) -> None:
+        """Returns when the owner has handled the notification. See `Node.notify_worker`."""
+        context = self._context
+        deadline = Deadline(context, context.options.call_timeout)
+        with context.calls.open() as call:
+            job_id = await self._send_notification(key, payload, call, deadline)
+            for pause in deadline.looks():
+                answer = await call.answer(pause)
+                if answer is not None:
+                    return self._judge_notification(key, answer)
+                if await self._is_gone(key, job_id):
+                    raise JobNotFoundError(f"the job {key!r} ended before it took the notification, or while it did")
+            raise OutcomeUnknown(
+                f"{key!r} did not confirm the notification within {deadline.seconds:g} s; it may still be handled"
+            )
+
+    async def _send_notification(self, key: str, payload: bytes, call: Call, deadline: Deadline) -> str:
+        context = self._context
+        while True:
+            stored = await context.store.job(key)
+            if stored is None or stored.record.state is JobState.FAILED:
+                raise JobNotFoundError(f"no job with the key {key!r} runs")
+            bell = NotifyEvent(key, stored.record.job_id, payload, ReplyTo(context.node_id, call.number))
+            if await context.forward(stored.record.worker, bell):
+                return stored.record.job_id
+            if deadline.left <= 0:
+                raise BackendUnavailable(
+                    f"the owner of {key!r} is leaving and nobody has taken over yet; nothing was sent"
+                )
+            await asyncio.sleep(min(deadline.left, context.options.poll_period / 20 * (0.5 + context.random.random())))
+
+    def _judge_notification(self, key: str, answer: Answer) -> None:
+        if answer.verdict is Verdict.FAILED:
+            raise JobNotifyError(f"{key!r} did not take the notification: {answer.text}")
+        if answer.verdict is Verdict.GONE:
+            raise JobNotFoundError(f"the job {key!r} ended before it took the notification")
+
+    async def _is_gone(self, key: str, job_id: str) -> bool:
+        try:
+            stored = await self._context.store.job(key)
+        except BackendUnavailable:
+            return False  # look again later; the deadline bounds it
+        return stored is None or stored.record.job_id != job_id
+
+    # --- retry -------------------------------------------------------------------------------------------------------
+
+    async def retry(self, key: str) -> None:
+        """Give a FAILED job a fresh set of attempts. See `Node.retry_job`."""
+        context = self._context
+        while True:
+            stored = await context.store.job(key)
+            if stored is None:
+                raise JobNotFoundError(f"no job has the key {key!r}")
+            if stored.record.state is not JobState.FAILED:
+                return
+            ring = context.membership.ring
+            record = transitions.revive(stored.record, ring.owner(key), ring.revision, context.wall())
+            outcome = await context.protocol.release(key, stored, record)
+            if outcome.applied:
+                if outcome.event_id is None:
+                    context.sweep_soon()
+                return
+
+
+def _where(stored: Stored | None) -> str:
+    if stored is None:
+        return ""
+    record = stored.record
+    place = f" on {record.worker}" if record.worker else ""
+    return f" ({record.state.value}{place})"

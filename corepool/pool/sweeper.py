@@ -1,0 +1,187 @@
+"""Looking after what nobody looks after: records between two states, orphaned payloads, forgotten locks, lost owners.
+
+Purpose: the recovery loops of DESIGN 4.4 that are not about one dead member. One elected node runs them (two at once do no
+harm): every transition is a compare-and-set, every doorbell may ring twice.
+Invariants: a record is touched only after it was seen unchanged at one revision for ``ack_grace_period`` on this node's own
+clock; R4: a payload is deleted only when the record, read *after* the entry that names it was seen, does not name it; the
+cost of a sweep is the number of jobs under way, not of all jobs.
+Neighbours: reads ``attention``; moves jobs through ``cleanup.move_on``; ``router`` rings for queued ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from corepool.driver import REVISION, DeleteKey, Op
+from corepool.errors import WireError
+from corepool.pool import transitions
+from corepool.pool.cleanup import Cleanup
+from corepool.pool.context import NodeContext
+from corepool.pool.store import Stored
+from corepool.pool.wire import Attention, JobRecord, JobState, Lock, MemberState, decode
+
+__all__ = ["Sweeper"]
+
+
+class Sweeper:
+    """The recovery loops of one node; they work while it is the warden."""
+
+    def __init__(self, context: NodeContext, cleanup: Cleanup) -> None:
+        self._context = context
+        self._cleanup = cleanup
+        self._seen: dict[str, tuple[int, float]] = {}
+        self._locks: dict[str, tuple[int, float]] = {}
+        self._full_scan_at = context.clock.monotonic() + context.options.full_scan_interval
+        self.rung = 0
+        self.rerouted = 0
+        self.collected = 0
+
+    async def turn(self) -> None:
+        """One period: wait, and sweep if it is this node's turn."""
+        context = self._context
+        grace = context.options.ack_grace_period
+        urgent = False
+        try:
+            async with asyncio.timeout(grace * (0.9 + context.random.random() / 5)):
+                await context.sweep_wanted.wait()
+                urgent = True
+        except TimeoutError:
+            urgent = False
+        context.sweep_wanted.clear()
+        if urgent:
+            # Whoever asks has just let go of a record: give the ring the moment it takes to show why.
+            await asyncio.sleep(grace / 20)
+            await self.sweep(grace=0.0)
+        elif context.membership.warden() == context.node_id:
+            await self.sweep(grace)
+            if context.clock.monotonic() >= self._full_scan_at:
+                self._full_scan_at = context.clock.monotonic() + context.options.full_scan_interval
+                await self.full_scan()
+
+    # --- attention ---------------------------------------------------------------------------------------------------
+
+    async def sweep(self, grace: float) -> None:
+        """Look at every job under way; act on those that nobody acted on for ``grace`` seconds."""
+        context = self._context
+        entries: dict[str, Attention] = {}
+        async for name, entry in context.store.attentions():
+            entries[name] = entry
+        records = await context.store.jobs_of(sorted({entry.key for entry in entries.values()}))
+        now = context.clock.monotonic()
+        self._seen = {name: seen for name, seen in self._seen.items() if name in entries}
+        for name in sorted(entries):
+            entry, stored = entries[name], records.get(entries[name].key)
+            revision = 0 if stored is None or stored.record.job_id != entry.job_id else stored.revision
+            held = self._seen.get(name)
+            if held is None or held[0] != revision:
+                self._seen[name] = held = (revision, now)
+            if now - held[1] >= grace and (grace > 0 or self._is_adrift(stored, entry)):
+                await self._attend(name, entry, stored)
+        if grace > 0:
+            await self._drop_stale_locks(now)
+
+    def _is_adrift(self, stored: Stored | None, entry: Attention) -> bool:
+        """Whether the record points at nobody who could act: no need to wait for a sign."""
+        if stored is None or stored.record.job_id != entry.job_id or stored.record.state is not JobState.PENDING:
+            return False
+        target = stored.record.worker
+        return not self._is_active(target) if target else bool(self._context.membership.ring)
+
+    def _is_active(self, worker: str) -> bool:
+        record = self._context.membership.worker(worker)
+        return record is not None and record.state is MemberState.ACTIVE
+
+    async def _attend(self, name: str, entry: Attention, stored: Stored | None) -> None:
+        if stored is None or stored.record.job_id != entry.job_id:
+            await self._collect(name, entry)
+            return
+        record, context = stored.record, self._context
+        if transitions.attention_key(record) != name or record.state in (JobState.RUNNING, JobState.FAILED):
+            await self._forget(name)
+            return
+        worker = context.membership.worker(record.worker) if record.worker else None
+        if record.state is JobState.PENDING and not self._is_active(record.worker):
+            await self._reroute(entry.key, stored)
+        elif worker is None:
+            if await context.membership.is_gone(record.worker):  # our replica may lag behind a worker that just joined
+                await self._cleanup.move_on(entry.key, stored, record.worker, "owner is gone")
+        else:
+            self.rung += 1
+            await context.protocol.ring(entry.key, stored)
+
+    async def _reroute(self, key: str, stored: Stored) -> None:
+        """A PENDING record whose target cannot take it."""
+        context = self._context
+        ring = context.membership.ring
+        target = ring.owner(key)
+        if not target and not stored.record.worker:
+            await context.protocol.ring(key, stored)  # still no worker: make sure that its start waits in the queue
+            return
+        released = transitions.release(stored.record, target, ring.revision, "target is gone", context.wall())
+        self.rerouted += (await context.protocol.release(key, stored, released)).applied
+
+    async def _collect(self, name: str, entry: Attention) -> None:
+        """R4: the record does not name this job (any more), and did not for a while: its payload goes, then the entry."""
+        context, store = self._context, self._context.store
+        current = await store.job(entry.key)
+        if current is not None and current.record.job_id == entry.job_id:
+            return
+        self.collected += 1
+        await context.store.namespace.commit(
+            [DeleteKey(store.payloads, entry.job_id), DeleteKey(store.attention, name)]
+        )
+
+    async def _forget(self, name: str) -> None:
+        await self._context.store.attention_map.delete(name)
+
+    # --- locks and the backstop --------------------------------------------------------------------------------------
+
+    async def _drop_stale_locks(self, now: float) -> None:
+        """A lock of a member that was buried long ago: its holder died after the last step."""
+        context, store = self._context, self._context.store
+        members = {**context.membership.workers(), **context.membership.nodes()}
+        stale: list[Op] = []
+        locks: dict[str, tuple[int, float]] = {}
+        async for entry in store.map(store.worker_cleanup).scan():
+            if entry.key in members:
+                continue
+            try:
+                decode(entry.value, Lock)
+            except WireError:
+                context.log.warning("an undecodable cleanup lock of %s is removed", entry.key)
+            held = self._locks.get(entry.key, (entry.revision, now))
+            locks[entry.key] = held = held if held[0] == entry.revision else (entry.revision, now)
+            if now - held[1] > context.options.worker_ttl:
+                stale.append(DeleteKey(store.worker_cleanup, entry.key, REVISION(entry.revision), optional=True))
+        self._locks = locks
+        if stale:
+            await store.namespace.commit(stale[: context.backend.capabilities.max_commit_ops])
+
+    async def full_scan(self) -> None:
+        """The backstop: look at every record of the pool, paced."""
+        context, store = self._context, self._context.store
+        looked = 0
+        async for entry in store.jobs_map.scan():
+            stored = store.stored(entry)
+            if stored is not None:
+                await self._check(entry.key, stored)
+            looked += 1
+            if looked % 100 == 0:
+                await asyncio.sleep(0.01)
+
+    async def _check(self, key: str, stored: Stored) -> None:
+        record, context = stored.record, self._context
+        if record.state is JobState.FAILED:
+            return
+        if record.state is JobState.RUNNING:
+            if context.membership.worker(record.worker) is None and await context.membership.is_gone(record.worker):
+                await self._cleanup.move_on(key, stored, record.worker, "owner is gone")
+            return
+        name = transitions.attention_key(record)
+        if await context.store.attention_map.get(name) is None:
+            await self._attract(name, key, record)
+
+    async def _attract(self, name: str, key: str, record: JobRecord) -> None:
+        """A record under way that nobody looks after: from the next sweep on somebody does."""
+        entry = transitions.attention(key, record)
+        await self._context.store.attention_map.set(name, entry)
