@@ -1,30 +1,83 @@
-"""A `MapStore` whose watch and refusals a test can script.
+"""What the tests of the replicated map stand on: any backend by URL, and a store whose moments a test can script.
 
-Purpose: reach the moments a real backend shows rarely: a watch that lags, fails, goes back or ends, a write that loses a race.
-Contract: revisions, conditions and value operations are those of :class:`corepool.driver.MapStore`; ``hold`` stops the feed.
+``COREPOOL_TEST_URL`` names the backends (comma-separated URLs) that the behaviour tests run on; the default is in memory.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import random
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Self
+from typing import Any, Self
+
+import pytest
 
 from corepool.driver import (
     ALWAYS,
+    Backend,
     Change,
     Cleared,
     Commit,
     Entry,
     Set,
     Snapshot,
+    SystemClock,
     Updated,
     ValueOp,
     WatchEvent,
     When,
     Write,
     apply_value_op,
+    connect,
 )
+from corepool.rmap import TEXT, Codec, ReplicatedMap
+
+
+@pytest.fixture(params=os.environ.get("COREPOOL_TEST_URL", "memory://").split(","))
+def backend_url(request: pytest.FixtureRequest) -> str:
+    """A backend to test on. The drivers run the very same tests."""
+    return request.param
+
+
+@pytest.fixture
+async def backend(backend_url: str) -> AsyncIterator[Backend]:
+    async with connect(backend_url) as backend:
+        yield backend
+
+
+@pytest.fixture
+async def other_backend(backend_url: str) -> AsyncIterator[Backend]:
+    """Another connection to the same data, as another process would have it."""
+    async with connect(backend_url) as backend:
+        yield backend
+
+
+@pytest.fixture
+def fresh() -> str:
+    """A name that nobody used before."""
+    return f"test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def store() -> FakeStore:
+    return FakeStore()
+
+
+@pytest.fixture
+async def opened(store: FakeStore) -> AsyncIterator[Callable[..., Awaitable[ReplicatedMap[Any]]]]:
+    """Opens maps on the scripted store, and closes them."""
+    maps: list[ReplicatedMap[Any]] = []
+
+    async def open_map(codec: Codec[Any] = TEXT, **options: Any) -> ReplicatedMap[Any]:
+        one = await ReplicatedMap.open(store, codec=codec, clock=SystemClock(), random=random.Random(1), **options)
+        maps.append(one)
+        return one
+
+    yield open_map
+    for one in maps:
+        await one.aclose()
 
 
 class FakeWatch:
@@ -33,6 +86,7 @@ class FakeWatch:
     def __init__(self) -> None:
         self.queue: asyncio.Queue[WatchEvent | Exception | None] = asyncio.Queue()
         self.closed = False
+        self.close_error: Exception | None = None
 
     def __aiter__(self) -> Self:
         return self
@@ -48,10 +102,12 @@ class FakeWatch:
     async def aclose(self) -> None:
         self.closed = True
         self.queue.put_nowait(None)
+        if self.close_error is not None:
+            raise self.close_error
 
 
 class FakeStore:
-    """An in-memory map. While ``holding``, commits reach no watch until `release`."""
+    """A `MapStore` whose watch and refusals a test can script. While ``holding``, commits reach no watch until `release`."""
 
     def __init__(self, name: str = "fake") -> None:
         self._name = name
