@@ -61,13 +61,20 @@ def worker(
         options: dict[str, Any] = {"worker_ttl": worker_ttl, "worker_shutdown_ttl": worker_shutdown_ttl}
         async with connect(url) as backend, Node(backend, pool, **options) as node:
             for _ in range(workers):
-                await node.add_worker(factory())
+                await node.add_worker(_make(factory, handler))
             note(f"{workers} worker(s) of pool {pool} on {backend.url}, process {os.getpid()}; Ctrl-C hands over")
             await stop.wait()
             note("handing over; once more to leave at once")
         note("handed over")
 
     execute(main, verbose=verbose)
+
+
+def _make(factory: Callable[[], JobHandler], path: str) -> JobHandler:
+    try:
+        return factory()
+    except Exception as error:  # the user's constructor: it becomes one line that names it
+        raise InvalidHandlerError(f"cannot make a handler with {path}: {type(error).__name__}: {error}") from error
 
 
 def _stop_signals() -> asyncio.Event:

@@ -1,0 +1,66 @@
+"""What the documents say can be run, and agrees with the code."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from corepool.cli.app import app
+from corepool.cli.exits import Exit
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/index.md", "docs/cli.md"]
+
+
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_the_readmes_handler_runs_as_it_stands(tmp_path: Path) -> None:
+    (block,) = [block for block in python_blocks(README) if "asyncio.run(main())" in block]
+    (tmp_path / "feeds.py").write_text(block)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "feeds.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("looking at https://example.org/feed.xml") >= 3
+    assert done.stderr == ""
+
+
+def test_the_readmes_handler_is_as_short_as_it_says() -> None:
+    (block,) = [block for block in python_blocks(README) if "asyncio.run(main())" in block]
+    handler = block[block.index("class Feeds") : block.index("async def main")]
+    assert len([line for line in handler.splitlines() if line.strip()]) <= 15
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    source = ROOT / page
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", source.read_text()):
+        assert (source.parent / target).exists(), f"{page} links to {target}"
+
+
+@pytest.mark.parametrize("code", list(Exit))
+def test_help_and_document_list_every_exit_code(code: Exit) -> None:
+    assert re.search(rf"^ *{code:d}  |, {code:d} ", str(app.info.help), flags=re.MULTILINE)
+    assert f"| {code:d} |" in (ROOT / "docs/cli.md").read_text()
+
+
+def test_every_command_is_documented() -> None:
+    document = (ROOT / "docs/cli.md").read_text()
+    names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    assert names
+    for name in names:
+        assert f"`corepool {name}" in document
+    for group in app.registered_groups:
+        assert f"`corepool {group.name}" in document

@@ -1,0 +1,121 @@
+"""``corepool worker``: what it loads, how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from corepool.cli.worker_command import load_handler_factory
+from corepool.errors import InvalidHandlerError
+
+HANDLERS = """
+import corepool
+
+class Quiet:
+    def start(self, job): print("start", job.key, flush=True)
+    def stop(self, key): print("stop", key, flush=True)
+
+class Holder:
+    Inner = Quiet
+
+shared = Quiet()
+def make(): return Quiet()
+number = 7
+
+class NeedsMore:
+    def __init__(self, needed): ...
+    def start(self, job): ...
+    def stop(self, key): ...
+
+class NoStop:
+    def start(self, job): ...
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (tmp_path / "some_handlers.py").write_text(HANDLERS)
+    (tmp_path / "broken_handlers.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield tmp_path
+    for name in ("some_handlers", "broken_handlers"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("path", ["some_handlers:Quiet", "some_handlers:Holder.Inner", "some_handlers:make"])
+def test_a_class_or_a_function_makes_a_handler_for_each_worker(path: str, folder: Path) -> None:
+    factory = load_handler_factory(path)
+    one, other = factory(), factory()
+    assert type(one).__name__ == "Quiet"
+    assert one is not other
+
+
+def test_an_instance_serves_all_workers(folder: Path) -> None:
+    factory = load_handler_factory("some_handlers:shared")
+    assert factory() is factory()
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("some_handlers", "is not MODULE:HANDLER"),
+        (":Quiet", "is not MODULE:HANDLER"),
+        ("some_handlers:", "is not MODULE:HANDLER"),
+        ("no_such_module_here:Quiet", "ModuleNotFoundError"),
+        ("some_handlers:Missing", "has no attribute 'Missing'"),
+        ("broken_handlers:Quiet", "ZeroDivisionError"),
+        ("some_handlers:number", "int"),
+    ],
+)
+def test_what_cannot_be_a_handler_is_one_clear_error(path: str, says: str, folder: Path) -> None:
+    with pytest.raises(InvalidHandlerError, match=says):
+        load_handler_factory(path)
+
+
+def spawn(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    env = {**os.environ, "COREPOOL_URL": "memory://worker", "COREPOOL_POOL": "p"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "corepool.cli", "worker", *arguments],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_hands_over_and_exits_with_0(number: signal.Signals, folder: Path) -> None:
+    with spawn(folder, "some_handlers:Quiet", "-n", "2") as process:
+        assert process.stderr is not None
+        said = ""
+        while "Ctrl-C hands over" not in said:
+            line = process.stderr.readline()
+            assert line, f"it ended: {said}"
+            said += line
+        assert "2 worker(s) of pool p" in said
+        process.send_signal(number)
+        rest = process.communicate(timeout=30)[1]
+    assert process.returncode == 0, rest
+    assert rest.splitlines()[-1] == "handed over"
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [("some_handlers:Missing", "Missing"), ("some_handlers:NoStop", "stop"), ("some_handlers:NeedsMore", "needed")],
+)
+def test_a_wrong_handler_exits_with_2_and_one_line(path: str, says: str, folder: Path) -> None:
+    with spawn(folder, path) as process:
+        out, said = process.communicate(timeout=30)
+    assert process.returncode == 2, said
+    assert out == ""
+    assert said.count("\n") == 1
+    assert says in said
+    assert "Traceback" not in said
