@@ -35,7 +35,7 @@ from corepool.driver import (
 from corepool.rmap import TEXT, Codec, ReplicatedMap
 
 
-@pytest.fixture(params=os.environ.get("COREPOOL_TEST_URL", "memory://").split(","))
+@pytest.fixture(params=os.environ.get("COREPOOL_TEST_URL", "memory://corepool-tests").split(","))
 def backend_url(request: pytest.FixtureRequest) -> str:
     """A backend to test on. The drivers run the very same tests."""
     return request.param
