@@ -160,7 +160,7 @@ class Cleanup:
         return False
 
     async def _keys_of(self, worker: str) -> list[str]:
-        context, store = self._context, self._context.store
+        store = self._context.store
         keys = {entry.key: None async for entry in store.map(store.owned(worker)).scan()}
         async for _, attention in store.attentions():
             if attention.worker == worker:

@@ -26,6 +26,7 @@ from corepool.errors import (
     JobNotifyError,
     JobStartError,
     OutcomeUnknown,
+    PoolShutdownError,
     QueueFullError,
 )
 from corepool.pool import transitions
@@ -86,6 +87,8 @@ class JobCalls:
         """The record is in the store and its target's doorbell has rung."""
         context = self._context
         while True:
+            if context.membership.pool.shutdown:
+                raise PoolShutdownError(f"the pool {context.pool!r} was shut down; {key!r} was not admitted")
             ring = context.membership.ring
             record = transitions.admit(
                 context.new_id("j"),

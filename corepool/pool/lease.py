@@ -50,6 +50,11 @@ class Lease:
         return not self.dead and self.remaining > 0
 
     @property
+    def was_held(self) -> bool:
+        """Whether a renewal was ever confirmed."""
+        return self._confirmed_at is not None
+
+    @property
     def remaining(self) -> float:
         """Seconds until the holder must have fenced itself."""
         if self._confirmed_at is None:

@@ -217,7 +217,7 @@ class Liveness:
             if worker.lease.valid:
                 worker.unfence()
                 shortest = min(shortest, worker.lease.remaining)
-            else:
+            elif worker.lease.was_held:
                 worker.fence()
         # Looking at least so often keeps a late wake-up short against the quarter of the lease that is left for stopping.
         await asyncio.sleep(min(shortest, self._context.options.worker_ttl / 20))

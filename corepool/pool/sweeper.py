@@ -63,9 +63,7 @@ class Sweeper:
     async def sweep(self, grace: float) -> None:
         """Look at every job under way; act on those that nobody acted on for ``grace`` seconds."""
         context = self._context
-        entries: dict[str, Attention] = {}
-        async for name, entry in context.store.attentions():
-            entries[name] = entry
+        entries = {name: entry async for name, entry in context.store.attentions()}
         records = await context.store.jobs_of(sorted({entry.key for entry in entries.values()}))
         now = context.clock.monotonic()
         self._seen = {name: seen for name, seen in self._seen.items() if name in entries}
@@ -122,14 +120,12 @@ class Sweeper:
 
     async def _collect(self, name: str, entry: Attention) -> None:
         """R4: the record does not name this job (any more), and did not for a while: its payload goes, then the entry."""
-        context, store = self._context, self._context.store
+        store = self._context.store
         current = await store.job(entry.key)
         if current is not None and current.record.job_id == entry.job_id:
             return
         self.collected += 1
-        await context.store.namespace.commit(
-            [DeleteKey(store.payloads, entry.job_id), DeleteKey(store.attention, name)]
-        )
+        await store.namespace.commit([DeleteKey(store.payloads, entry.job_id), DeleteKey(store.attention, name)])
 
     async def _forget(self, name: str) -> None:
         await self._context.store.attention_map.delete(name)
@@ -159,7 +155,7 @@ class Sweeper:
 
     async def full_scan(self) -> None:
         """The backstop: look at every record of the pool, paced."""
-        context, store = self._context, self._context.store
+        store = self._context.store
         looked = 0
         async for entry in store.jobs_map.scan():
             stored = store.stored(entry)

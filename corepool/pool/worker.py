@@ -48,6 +48,10 @@ class Worker:
         )
         self.fenced = False
         self.accepting = True
+        self.removed = False
+        """Its user removed it: it does not come back if it is declared dead meanwhile."""
+        self.successor: Worker | None = None
+        """What it came back as, after it was declared dead (R7)."""
         self.started = 0
         self.released = 0
         self._jobs: dict[str, OwnedJob] = {}
@@ -64,6 +68,10 @@ class Worker:
     def keys(self) -> list[str]:
         """The keys that run here now."""
         return sorted(key for key, job in self._jobs.items() if job.running)
+
+    def current(self) -> Worker:
+        """What this worker is now: itself, or what it came back as."""
+        return self if self.successor is None else self.successor.current()
 
     # --- joining and leaving -----------------------------------------------------------------------------------------
 
