@@ -6,9 +6,11 @@ Invariants:
 - A decision is an integer from 0 to n - 1; **0 is the default**: no fault, no delay. A run of default decisions is
   the simplest there is, and minimising a failure means making decisions 0.
 - Each label has a source of its own and counts its own decisions: one more message on one link moves nothing elsewhere.
-- A decision is named by (label, ordinal). The non-default ones are recorded; replaying exactly these gives the same run.
+- A decision is named by (label, ordinal). The non-default ones are recorded; replaying exactly these gives the same
+  run.
 
-Neighbours: network, faults, clocks and scenarios draw from it; :mod:`~corepool_memory.sim.minimise` reduces what it recorded.
+Neighbours: network, faults, clocks and scenarios draw from it; :mod:`~corepool_memory.sim.minimise` reduces what it
+recorded.
 """
 
 from __future__ import annotations

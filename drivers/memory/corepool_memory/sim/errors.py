@@ -1,7 +1,8 @@
 """What a simulation raises, named by what was found.
 
 Purpose: every way in which a run can end early, so that :mod:`~corepool_memory.sim.run` can turn it into a verdict.
-Invariants: messages hold no addresses, no task counters of the interpreter and nothing else that differs between processes.
+Invariants: messages hold no addresses, no task counters of the interpreter and nothing else that differs between
+processes.
 Neighbours: raised by the loop and the world, caught by ``simulate``; `NodeCrashed` reaches the scenario.
 """
 
@@ -13,7 +14,9 @@ __all__ = [
     "InvariantViolated",
     "LivelockError",
     "NodeCrashed",
+    "NotInTime",
     "SimulationError",
+    "SimulationFailed",
     "SimulationUnsupported",
     "TokenError",
 ]
@@ -39,12 +42,21 @@ class InvariantViolated(SimulationError, AssertionError):
     """A check that must hold after every step did not."""
 
 
+class NotInTime(SimulationError, AssertionError):
+    """``eventually``: the condition did not come true within its virtual seconds."""
+
+
+class SimulationFailed(SimulationError, AssertionError):
+    """A simulated run failed. The message is the whole report: story, token, and the command that replays it."""
+
+
 class NodeCrashed(SimulationError):
     """The call ran on a node that was crashed meanwhile; as with any power cut, nobody will ever answer it."""
 
 
 class SimulationUnsupported(SimulationError, NotImplementedError):
-    """A simulated loop has no threads, sockets, signals or subprocesses: they would make a run depend on more than its seed."""
+    """A simulated loop has no threads, sockets, signals or subprocesses: they would make a run depend on more than its
+    seed."""
 
 
 class TokenError(SimulationError, ValueError):

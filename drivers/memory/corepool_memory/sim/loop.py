@@ -3,15 +3,18 @@
 Purpose: run ordinary asyncio code (TaskGroup, wait, timeouts, queues) in virtual time, in one order, in any process.
 Invariants:
 
-- Callbacks run first in, first out; timers of one instant in the order they were set. Time moves only when nothing is ready.
-- Tasks and futures hash by creation number, so that sets of them (TaskGroup, ``asyncio.wait``, ``all_tasks``) iterate alike in
-  every process; ``id()`` and the interpreter's task counter decide nothing.
+- Callbacks run first in, first out; timers of one instant in the order they were set. Time moves only when nothing is
+  ready.
+- Tasks and futures hash by creation number, so that sets of them (TaskGroup, ``asyncio.wait``, ``all_tasks``) iterate
+  alike in every process; ``id()`` and the interpreter's task counter decide nothing.
 - A callback runs only if its machine does (:mod:`~corepool_memory.sim.node`).
 - Nothing comes from outside: no threads, sockets, signals; executor jobs run inline. The garbage collector runs
   at fixed step counts.
-- When nothing is ready and nothing is timed the run ends at once with an exact report; budgets end all other endless runs.
+- When nothing is ready and nothing is timed the run ends at once with an exact report; budgets end all other endless
+  runs.
 
-Neighbours: the world drives it, :mod:`~corepool_memory.sim.deadlock` reads its tasks. It knows nothing of stores or networks.
+Neighbours: the world drives it, :mod:`~corepool_memory.sim.deadlock` reads its tasks. It knows nothing of stores or
+networks.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ import attrs
 from corepool_memory.sim.errors import BudgetExceeded, DeadlockError, LivelockError, SimulationUnsupported
 from corepool_memory.sim.node import CURRENT, SimNode
 
-__all__ = ["Budgets", "SimFuture", "SimLoop", "SimTask", "tasks_of"]
+__all__ = ["Budgets", "SimFuture", "SimLoop", "SimTask", "as_task", "describe_task", "tasks_of"]
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
@@ -100,8 +103,8 @@ class SimLoop(asyncio.BaseEventLoop):
 
     on_stuck: builds the report when nothing can ever run again.
     on_problem: receives what would go to the loop's exception handler (unretrieved exceptions, failing callbacks).
-    pick: opt-in reordering: given how many callbacks are ready, the index of the one to run. It finds orders that a real loop
-        cannot produce, so it is for code that must not depend on asyncio's own order.
+    pick: opt-in reordering: given how many callbacks are ready, the index of the one to run. It finds orders that a
+        real loop cannot produce, so it is for code that must not depend on asyncio's own order.
     after_step: called after every callback.
     """
 
@@ -164,8 +167,8 @@ class SimLoop(asyncio.BaseEventLoop):
         return self.call_at(now + delay, callback, *args, context=context)
 
     def _true_instant(self, node: SimNode, when: float) -> float:
-        """The first true instant at which the machine's clock shows at least ``when``: rounding down here would let a loop that
-        sleeps until a deadline wake up just before it, for ever."""
+        """The first true instant at which the machine's clock shows at least ``when``: rounding down here would let a
+        loop that sleeps until a deadline wake up just before it, for ever."""
         due = node.true_time(when)
         while node.local_time(due) < when:
             due = math.nextafter(due, math.inf)
@@ -215,6 +218,8 @@ class SimLoop(asyncio.BaseEventLoop):
         **_kwargs: Any,
     ) -> SimTask[_T]:
         """A task. ``eager_start`` and task factories are ignored: they would run code outside the loop's own order."""
+        if self.is_closed():
+            coro.close()  # it will never run: no warning that it was not awaited
         self._check_open()
         self._numbers += 1
         return SimTask(coro, loop=self, number=self._numbers, name=None if name is None else str(name), context=context)
@@ -314,9 +319,8 @@ class SimLoop(asyncio.BaseEventLoop):
         if self.on_problem is None:
             return
         source: SimTask[Any] | None = None
-        for candidate in (context.get("task"), context.get("future")):
-            if isinstance(candidate, SimTask):
-                source = candidate
+        for role in ("task", "future"):
+            source = as_task(context.get(role)) or source
         if source is not None and source.node is not None and not source.node.alive:
             return
         error = context.get("exception")
@@ -382,6 +386,14 @@ class SimLoop(asyncio.BaseEventLoop):
         self._refuse("a subprocess")
 
 
+def as_task(thing: object) -> SimTask[Any] | None:
+    """``thing`` if it is a task of a simulated loop."""
+    if not isinstance(thing, SimTask):
+        return None
+    task: SimTask[Any] = thing  # pyright: ignore[reportUnknownVariableType]  of what it returns nothing is known
+    return task
+
+
 def describe_task(task: SimTask[Any]) -> str:
     """A task's name and machine, without anything that differs between processes."""
     where = f" on {task.node.label}" if task.node is not None else ""
@@ -390,5 +402,5 @@ def describe_task(task: SimTask[Any]) -> str:
 
 def tasks_of(loop: SimLoop, node: SimNode | None = None) -> list[SimTask[Any]]:
     """The unfinished tasks in creation order: all, or those of one machine."""
-    tasks = [task for task in asyncio.all_tasks(loop) if isinstance(task, SimTask)]
+    tasks = [task for entry in asyncio.all_tasks(loop) if (task := as_task(entry)) is not None]
     return sorted((task for task in tasks if node is None or task.node is node), key=lambda task: task.number)

@@ -1,8 +1,8 @@
 """Reduce a failing run to the few decisions that matter.
 
 Purpose: from the hundreds of non-default decisions of a random run to one or two, by replaying with fewer of them.
-Invariants: the result fails in the same way (``fails`` says so); the search makes at most ``most_replays`` replays; it is
-deterministic.
+Invariants: the result fails in the same way (``fails`` says so); the search makes at most ``most_replays`` replays; it
+is deterministic.
 Neighbours: :mod:`~corepool_memory.sim.run` gives the replay; decisions come from :mod:`~corepool_memory.sim.chooser`.
 
 Method: delta debugging (Zeller and Hildebrandt, 2002) over the decisions, preceded by two guesses that often end it (no
@@ -28,8 +28,9 @@ class _OutOfReplaysError(Exception):
 class _Search:
     """Answers "does it fail with these decisions?", each set once."""
 
-    def __init__(self, fails: Callable[[Deviations], bool], most_replays: int) -> None:
+    def __init__(self, fails: Callable[[Deviations], bool], most_replays: int, give_up: Callable[[], bool]) -> None:
         self._fails = fails
+        self._give_up = give_up
         self._left = most_replays
         self._known: dict[frozenset[tuple[tuple[str, int], int]], bool] = {}
 
@@ -37,7 +38,7 @@ class _Search:
         key = frozenset(decisions)
         known = self._known.get(key)
         if known is None:
-            if self._left <= 0:
+            if self._left <= 0 or self._give_up():
                 raise _OutOfReplaysError
             self._left -= 1
             known = self._known[key] = self._fails(dict(decisions))
@@ -45,15 +46,19 @@ class _Search:
 
 
 def minimise(
-    deviations: Deviations, fails: Callable[[Deviations], bool], *, most_replays: int = 300
+    deviations: Deviations,
+    fails: Callable[[Deviations], bool],
+    *,
+    most_replays: int = 300,
+    give_up: Callable[[], bool] = lambda: False,
 ) -> dict[tuple[str, int], int]:
     """The smallest set of decisions found that still fails.
 
     deviations: those of a run that failed.
     fails: replay with the given decisions; whether it failed in the same way.
-    most_replays: where to stop and return the best so far.
+    most_replays, give_up: when to stop and return the best so far.
     """
-    search = _Search(fails, most_replays)
+    search = _Search(fails, most_replays, give_up)
     best: _Decisions = list(deviations.items())
     with suppress(_OutOfReplaysError):  # what was found until then is a valid answer
         for better in _improvements(search, best):

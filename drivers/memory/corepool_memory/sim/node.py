@@ -3,15 +3,15 @@
 Purpose: decide, for each callback about to run, whether its machine still runs it.
 Invariants:
 
-- One `SimNode` is one incarnation: after a restart a new object with the same name takes its place, so nothing of the old
-  incarnation can run again.
-- A crash is a power cut: no ``CancelledError`` is thrown and no ``finally`` block runs. Everything that belonged
-  to the machine is kept in its graveyard (dropping the last reference to a suspended coroutine would run its ``finally``
+- One `SimNode` is one incarnation: after a restart a new object with the same name takes its place, so nothing of the
+  old incarnation can run again.
+- A crash is a power cut: no ``CancelledError`` is thrown and no ``finally`` block runs. Everything that belonged to
+  the machine is kept in its graveyard (dropping the last reference to a suspended coroutine would run its ``finally``
   blocks).
 - A pause parks callbacks in order; local time goes on meanwhile, as on a stopped process.
 
-Neighbours: :mod:`~corepool_memory.sim.loop` asks ``running`` before each callback; the world crashes, pauses and restarts;
-:mod:`~corepool_memory.sim.clocks` reads the clocks.
+Neighbours: :mod:`~corepool_memory.sim.loop` asks ``running`` before each callback; the world crashes, pauses and
+restarts; :mod:`~corepool_memory.sim.clocks` reads the clocks.
 """
 
 from __future__ import annotations
@@ -92,8 +92,14 @@ class SimNode:
         """When the machine's monotonic clock shows ``local_time``, if its rate does not change before."""
         return self._base_global + (local_time - self._base_local) / self.rate
 
+    def set_clock(self, local_time: float, true_time: float) -> None:
+        """Let the machine's monotonic clock show ``local_time`` now."""
+        self._base_local = local_time
+        self._base_global = true_time
+
     def set_rate(self, rate: float, true_time: float) -> None:
-        """Let the machine's clocks run ``rate`` times as fast from now on; timers that are set already keep their instant."""
+        """Let the machine's clocks run ``rate`` times as fast from now on; timers that are set already keep their
+        instant."""
         if not rate > 0:
             raise ValueError(f"a clock rate is positive, not {rate}")
         self._base_local = self.local_time(true_time)

@@ -3,7 +3,8 @@
 Purpose: carry a run from a CI log to a developer's machine and into a regression test.
 Invariants: a token is ASCII without spaces or shell characters; it is decoded strictly (version, checksum, canonical
 form), so that a damaged token is refused instead of replaying something else.
-Neighbours: written and read by :mod:`~corepool_memory.sim.run`; the decisions are those of :mod:`~corepool_memory.sim.chooser`.
+Neighbours: written and read by :mod:`~corepool_memory.sim.run`; the decisions are those of
+:mod:`~corepool_memory.sim.chooser`.
 
 Form: ``cps1.`` and, in base64url without padding, a 4-byte checksum followed by the deflated MessagePack of
 ``[scenario, seed, decisions]``; ``decisions`` is nil (all are drawn from the seed) or an array of
@@ -53,7 +54,8 @@ class _Wire(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
 
 
 def scenario_hash(name: str) -> str:
-    """Twelve hex digits that stand for a scenario; its name alone decides, so that a token survives edits of its code."""
+    """Twelve hex digits that stand for a scenario; its name alone decides, so that a token survives edits of its
+    code."""
     return hashlib.blake2b(name.encode(), digest_size=6).hexdigest()
 
 

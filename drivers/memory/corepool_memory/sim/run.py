@@ -1,0 +1,366 @@
+"""One scenario, one verdict.
+
+Purpose: run a scenario in a simulated world; if it fails, reduce the failure and tell its story.
+Invariants:
+
+- `simulate` never raises for what it finds: the verdict is a `Result`. It raises for wrong arguments, and lets through
+  what must stop everything (``KeyboardInterrupt``, a test framework's own signals).
+- A digest is the same in every process for the same Python version, scenario, seed or token.
+- A failure is replayed with all of its recorded decisions first: if that does not fail alike, the code under test is
+  not a function of its seed, and the report says so instead of showing a story that did not happen.
+
+Neighbours: used by ``corepool.testing`` and the ``corepool`` command; everything else of this package is its parts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import platform
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar, overload
+
+import attrs
+
+from corepool_memory.sim.chooser import Chooser, Deviations, SeededChooser, SparseChooser
+from corepool_memory.sim.deadlock import describe_stuck
+from corepool_memory.sim.errors import DeadlockError, SimulationError, SimulationFailed, TokenError
+from corepool_memory.sim.faults import Faults
+from corepool_memory.sim.loop import Budgets, SimLoop
+from corepool_memory.sim.minimise import minimise
+from corepool_memory.sim.token import ReplayToken, decode_token, encode_token, scenario_hash
+from corepool_memory.sim.trace import Moment
+from corepool_memory.sim.world import World
+
+__all__ = ["Result", "Violation", "simulate"]
+
+S = TypeVar("S")
+
+_STORY_LINES = 30
+
+
+@attrs.frozen(slots=True)
+class Violation:
+    """What a run found.
+
+    kind: ``raised`` (the scenario did), ``invariant``, ``deadlock``, ``budget``, or ``left over`` (unretrieved
+        exceptions and tasks that nobody awaits, found at the end).
+    signature: tells this failure from others of the same scenario: the kind, the exception and where it was raised.
+    text: for people.
+    error: the exception.
+    """
+
+    kind: str
+    signature: str
+    text: str
+    error: BaseException | None = attrs.field(default=None, eq=False)
+
+
+@attrs.frozen(slots=True, kw_only=True)
+class Result:
+    """The verdict of a run.
+
+    digest: of all that happened; equal digests, equal runs.
+    steps, virtual_seconds, wall_seconds: how long it took.
+    plan: the kinds of faults the run drew. faults: how often each kind happened.
+    sometimes: how often each named situation was reached.
+    trace: the story, oldest first.
+    violation: None if all went well.
+    token: replays the run; of a failed one, reduced to the decisions that matter.
+    decisions: those decisions; None if they all come from the seed.
+    reproducible: whether a failure, replayed with all of its decisions, was the same.
+    """
+
+    scenario: str
+    seed: int
+    digest: str
+    steps: int
+    virtual_seconds: float
+    wall_seconds: float
+    plan: str
+    faults: Mapping[str, int]
+    sometimes: Mapping[str, int]
+    trace: tuple[str, ...]
+    violation: Violation | None
+    token: str
+    decisions: Deviations | None
+    reproducible: bool = True
+
+    @property
+    def passed(self) -> bool:
+        return self.violation is None
+
+    def report(self, command: str | None = None) -> str:
+        """Everything a person needs to start: seed, token, story, versions, and one command that replays the run.
+
+        command: with ``{token}`` where the token goes.
+        """
+        if self.violation is None:
+            return f"{self.scenario} passed with seed {self.seed}: {self.steps} steps, {self.virtual_seconds:.3f} virtual s"
+        lines = [f"{self.scenario} failed with seed {self.seed}: {self.violation.text}"]
+        if not self.reproducible:
+            lines.append(
+                "NOT REPRODUCIBLE: the same decisions led to another run. Something in the code under test does not come from "
+                "the seed: the time or random module, uuid, id(), or the order of a set of strings. Fix that first."
+            )
+        lines.append("")
+        lines.append(f"what happened (virtual seconds, machine, event; faults: {self.plan}):")
+        lines.extend(_shortened(self.trace))
+        if self.decisions is not None:
+            lines.append(f"decisions that matter: {_decisions(self.decisions)}")
+        lines.append(f"Python {platform.python_version()}, digest {self.digest}")
+        lines.append("replay: " + (command or "simulate(scenario, token='{token}')").replace("{token}", self.token))
+        return "\n".join(lines)
+
+    def check(self, command: str | None = None) -> Result:
+        """Return itself if the run passed.
+
+        Raises:
+            SimulationFailed: it did not; the message is the report.
+        """
+        if self.violation is not None:
+            raise SimulationFailed(self.report(command)) from self.violation.error
+        return self
+
+
+def _shortened(trace: tuple[str, ...]) -> list[str]:
+    if len(trace) <= _STORY_LINES:
+        return list(trace)
+    head, tail = _STORY_LINES // 3, _STORY_LINES - _STORY_LINES // 3 - 1
+    return [*trace[:head], f"... {len(trace) - head - tail} more events ...", *trace[-tail:]]
+
+
+def _decisions(decisions: Deviations) -> str:
+    listed = [f"{label}[{ordinal}]={value}" for (label, ordinal), value in list(decisions.items())[:12]]
+    more = len(decisions) - len(listed)
+    return (", ".join(listed) + (f" and {more} more" if more else "")) or "none: it fails without any fault or delay"
+
+
+# --- one run ---------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(slots=True, kw_only=True)
+class _Setup:
+    scenario: Callable[[Any], Awaitable[object]]
+    subject: Callable[[World], Any]
+    name: str
+    seed: int
+    faults: Faults
+    budgets: Budgets
+
+
+def _once(setup: _Setup, chooser: Chooser) -> Result:
+    began = time.perf_counter()
+    gc.collect()  # garbage of earlier runs must not be finalized in the middle of this one
+    loop = SimLoop(setup.budgets)
+    plan = setup.faults.draw(chooser)
+    world = World(loop=loop, chooser=chooser, plan=plan, seed=setup.seed)
+    loop.on_stuck = lambda: describe_stuck(loop, _facts(world))
+    violation: Violation | None = None
+    try:
+        try:
+            violation = _drive(setup, world)
+        except SimulationError as error:  # deadlock and exhausted budgets come out of the loop itself
+            kind = "deadlock" if isinstance(error, DeadlockError) else "budget"
+            violation = Violation(kind, f"{kind}: {type(error).__name__}", str(error), error)
+        result = Result(
+            scenario=setup.name,
+            seed=setup.seed,
+            digest="",
+            steps=loop.steps,
+            virtual_seconds=loop.now,
+            wall_seconds=0.0,
+            plan=plan.describe(),
+            faults=dict(world.trace.faults),
+            sometimes=dict(world.trace.sometimes),
+            trace=tuple(map(str, _story(world, violation))),
+            violation=violation,
+            token="",
+            decisions=None,
+        )
+        world.trace.tell(
+            loop.now, "", f"ends after {loop.steps} steps: {violation.signature if violation else 'passed'}"
+        )
+        digest = world.trace.digest()
+    finally:
+        world.tear_down()
+    return attrs.evolve(result, digest=digest, wall_seconds=time.perf_counter() - began)
+
+
+def _drive(setup: _Setup, world: World) -> Violation | None:
+    loop = world.loop
+    main = loop.create_task(_main(setup, world), name="scenario")
+    main.add_done_callback(lambda _done: loop.stop())
+    loop.run_forever()
+    if world.violation is not None:
+        return _found("invariant", world.violation)
+    error = main.exception()
+    if error is None:
+        return _left_over(world)
+    if not isinstance(error, Exception):
+        raise error  # KeyboardInterrupt, a test framework's skip: not ours to judge
+    return _found("raised", error)
+
+
+async def _main(setup: _Setup, world: World) -> None:
+    if world.plan.has_outages:
+        world.unleash()
+    await setup.scenario(setup.subject(world))
+
+
+def _found(kind: str, error: BaseException) -> Violation:
+    cause = error.__cause__ if kind == "invariant" and error.__cause__ is not None else error
+    frames = traceback.extract_tb(cause.__traceback__)
+    where = f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else "?"
+    message = str(error) or type(error).__name__
+    text = message if kind == "invariant" else f"{type(error).__name__}: {message}" if str(error) else message
+    at = f" (at {where})" if frames else ""
+    return Violation(kind, f"{kind}: {type(cause).__name__} at {where}", text + at, error)
+
+
+def _left_over(world: World) -> Violation | None:
+    """What an otherwise good run leaves behind: nobody would ever learn of it."""
+    gc.collect()  # lets tasks whose exception nobody retrieved say so
+    found = [*world.problems, *(f"task {name!r} was never awaited to its end" for name in world.leftovers())]
+    if not found:
+        return None
+    return Violation("left over", "left over", "the scenario ended, but:\n" + "\n".join(f"  {line}" for line in found))
+
+
+def _facts(world: World) -> list[str]:
+    found: list[str] = []
+    for name, node in world.nodes.items():
+        if not node.running:
+            found.append(f"machine {node.label} is {node.state}")
+        if world.network.link(name).blocked:
+            found.append(f"machine {node.label} is cut off from the store")
+    return found
+
+
+def _story(world: World, violation: Violation | None) -> list[Moment]:
+    story = list(world.trace.story)
+    if violation is not None:
+        # The requests just before the end show what the machines were doing; interleave them by time.
+        last = list(world.trace.requests)[-8:]
+        story = sorted([*story, *last], key=lambda moment: moment.time)
+    return story
+
+
+# --- many runs -------------------------------------------------------------------------------------------------------
+
+
+@overload
+def simulate(
+    scenario: Callable[[World], Awaitable[object]],
+    *,
+    seed: int = 0,
+    token: str | None = None,
+    faults: Faults | None = None,
+    budgets: Budgets | None = None,
+    name: str | None = None,
+    most_replays: int = 300,
+    most_seconds: float = 30.0,
+) -> Result: ...
+@overload
+def simulate(
+    scenario: Callable[[S], Awaitable[object]],
+    *,
+    subject: Callable[[World], S],
+    seed: int = 0,
+    token: str | None = None,
+    faults: Faults | None = None,
+    budgets: Budgets | None = None,
+    name: str | None = None,
+    most_replays: int = 300,
+    most_seconds: float = 30.0,
+) -> Result: ...
+def simulate(
+    scenario: Callable[[Any], Awaitable[object]],
+    *,
+    subject: Callable[[World], Any] | None = None,
+    seed: int = 0,
+    token: str | None = None,
+    faults: Faults | None = None,
+    budgets: Budgets | None = None,
+    name: str | None = None,
+    most_replays: int = 300,
+    most_seconds: float = 30.0,
+) -> Result:
+    """Run ``scenario`` once, in virtual time; if it fails, find the smallest run that fails alike.
+
+    scenario: ``async def scenario(world)``; it raises (an ``assert``) if what it wants to see does not happen.
+    subject: makes what the scenario gets from the world (a cluster); by default the world itself.
+    seed: decides everything, unless there is a ``token``.
+    token: replay this run instead, of the same scenario.
+    faults: what may go wrong; by default nothing but latency.
+    budgets: when to give up a run that does not end.
+    name: stands for the scenario in reports and tokens; by default its qualified name.
+    most_replays, most_seconds: how much to spend on reducing a failure; 0 replays: do not.
+
+    Raises:
+        TokenError: the token is damaged, or belongs to another scenario.
+        RuntimeError: an event loop is running in this thread already.
+    """
+    _refuse_running_loop()
+    if name is None:
+        name = str(getattr(scenario, "__qualname__", type(scenario).__name__))
+    hashed = scenario_hash(name)
+    replay = None if token is None else decode_token(token)
+    if replay is not None and replay.scenario != hashed:
+        raise TokenError(f"the token was recorded with another scenario than {name!r}; select the test it belongs to")
+    setup = _Setup(
+        scenario=scenario,
+        subject=subject or _the_world,
+        name=name,
+        seed=seed if replay is None else replay.seed,
+        faults=faults or Faults.network(),
+        budgets=budgets or Budgets(),
+    )
+    if replay is not None and replay.deviations is not None:
+        result = _once(setup, SparseChooser(replay.deviations))
+        return attrs.evolve(result, token=encode_token(replay), decisions=replay.deviations)
+    chooser = SeededChooser(setup.seed)
+    result = attrs.evolve(
+        _once(setup, chooser), token=encode_token(ReplayToken(scenario=hashed, seed=setup.seed, deviations=None))
+    )
+    if result.violation is None or most_replays <= 0:
+        return result
+    return _reduced(setup, result, chooser.recorded, most_replays, most_seconds)
+
+
+def _reduced(setup: _Setup, found: Result, recorded: Deviations, most_replays: int, most_seconds: float) -> Result:
+    assert found.violation is not None
+    signature = found.violation.signature
+    again = _once(setup, SparseChooser(recorded))
+    if again.digest != found.digest:
+        return attrs.evolve(found, reproducible=False)
+    until = time.monotonic() + most_seconds
+    best = (again, recorded)
+
+    def fails(deviations: Deviations) -> bool:
+        nonlocal best
+        result = _once(setup, SparseChooser(deviations))
+        alike = result.violation is not None and result.violation.signature == signature
+        if alike:
+            best = (result, deviations)
+        return alike
+
+    minimise(recorded, fails, most_replays=most_replays, give_up=lambda: time.monotonic() > until)
+    result, decisions = best  # the search only ever moves to something smaller, so the last that failed is the smallest
+    token = encode_token(ReplayToken(scenario=scenario_hash(setup.name), seed=setup.seed, deviations=decisions))
+    return attrs.evolve(result, token=token, decisions=dict(decisions))
+
+
+def _the_world(world: World) -> World:
+    return world
+
+
+def _refuse_running_loop() -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError("a simulation runs an event loop of its own: call it from a plain function (def, not async def)")

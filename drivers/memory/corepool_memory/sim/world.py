@@ -1,0 +1,402 @@
+"""The simulated world: machines, their network, the store, and what befalls them.
+
+Purpose: one object that a scenario holds, on which everything it can do to a cluster is a method.
+Invariants:
+
+- everything in it is a function of the seed and the decisions (:mod:`~corepool_memory.sim.chooser`);
+- code runs on a machine or outside all of them (the scenario, the server); what runs on a machine dies with it;
+- the server lives outside all machines: its state survives everything but `rollback`.
+
+Neighbours: :mod:`~corepool_memory.sim.run` makes one per run and tears it down. It knows no worker pools:
+``corepool.testing`` builds a cluster of those on top.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random as random_module
+import warnings
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
+from typing import Any, TypeVar, cast
+
+from corepool_memory.backend import MemoryBackend
+from corepool_memory.options import MemoryOptions
+from corepool_memory.server import Checkpoint, Server
+from corepool_memory.sim.chooser import Chooser
+from corepool_memory.sim.clocks import NodeClock, ServerClock
+from corepool_memory.sim.errors import InvariantViolated, NodeCrashed, NotInTime
+from corepool_memory.sim.faults import FaultPlan, Nemesis
+from corepool_memory.sim.loop import SimFuture, SimLoop, SimTask, tasks_of
+from corepool_memory.sim.network import Network
+from corepool_memory.sim.node import SimNode, current_node
+from corepool_memory.sim.trace import Trace
+from corepool_memory.sim.transport import SimTransport
+
+__all__ = ["World"]
+
+T = TypeVar("T")
+
+_SKEW_STEPS = 21
+_ORIGIN = 10_000.0
+"""How far apart the machines' monotonic clocks start."""
+
+
+class World:
+    """Machines, network and store of one run.
+
+    now: true virtual seconds since the run began.
+    nodes: the newest incarnation of each machine, by name.
+    violation: the first check that failed.
+    problems: what asyncio would have logged: exceptions nobody retrieved, callbacks that failed.
+    """
+
+    def __init__(self, *, loop: SimLoop, chooser: Chooser, plan: FaultPlan, seed: int) -> None:
+        self.loop = loop
+        self.chooser = chooser
+        self.plan = plan
+        self.seed = seed
+        self.trace = Trace()
+        self.nodes: dict[str, SimNode] = {}
+        self.violation: BaseException | None = None
+        self.problems: list[str] = []
+        self.server = Server(
+            clock=ServerClock(loop),
+            call_later=self._server_timer,
+            random=random_module.Random(f"corepool:{seed}:store"),
+        )
+        self.network = Network(loop, chooser, plan, self.server)
+        self.network.on_request = self._on_request
+        self.network.on_fault = lambda kind, name, what: self.trace.fault(loop.now, kind, name, what)
+        self.nemesis = Nemesis(plan, chooser, self)
+        self.reviver: Callable[[str], None] = self._revive
+        self._nemesis_task: SimTask[None] | None = None
+        self._checks: dict[str, Callable[[], None]] = {}
+        self._calls: dict[SimNode, dict[SimFuture[Any], None]] = {}
+        self._connections: Counter[str] = Counter()
+        self._boots = 0
+        self._calm = 0
+        loop.on_problem = self.problems.append
+
+    @property
+    def now(self) -> float:
+        return self.loop.now
+
+    def _server_timer(self, seconds: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        return self.loop.at_true_time(self.loop.now + max(0.0, seconds), callback, context=Context())
+
+    # --- machines ---------------------------------------------------------------------------------------------------
+
+    def add_node(self, name: str) -> SimNode:
+        """A new machine.
+
+        Raises:
+            ValueError: there is one of that name.
+        """
+        if name in self.nodes:
+            raise ValueError(f"there is a machine {name!r} already; restart it, or choose another name")
+        steps = self.chooser.choose(_SKEW_STEPS, f"skew:{name}")
+        node = SimNode(name, wall_offset=self.plan.wall_skew * _centred(steps))
+        self._boot(node)
+        drift = self.plan.drift * _centred(self.chooser.choose(_SKEW_STEPS, f"drift:{name}"))
+        if drift:
+            node.set_rate(1.0 + drift, self.now)
+        return node
+
+    def _boot(self, node: SimNode) -> None:
+        self._boots += 1
+        node.set_clock(_ORIGIN * self._boots, self.now)
+        self.nodes[node.name] = node
+        self._calls[node] = {}
+
+    def node(self, name: str) -> SimNode:
+        """The machine of that name.
+
+        Raises:
+            KeyError: there is none; the message names those there are.
+        """
+        try:
+            return self.nodes[name]
+        except KeyError:
+            raise KeyError(f"no machine is named {name!r}; there are {', '.join(self.nodes) or 'none'}") from None
+
+    def backend(self, node: SimNode, options: MemoryOptions | None = None) -> MemoryBackend:
+        """A new connection of a machine to the store, with the machine's clock and random numbers."""
+        self._connections[node.label] += 1
+        source = random_module.Random(f"corepool:{self.seed}:{node.label}:{self._connections[node.label]}")
+        return MemoryBackend(
+            SimTransport(self.network, node, NodeClock(self.loop, node), source), options=options or MemoryOptions()
+        )
+
+    def spawn(self, node: SimNode, coro: Coroutine[Any, Any, T], *, name: str | None = None) -> SimTask[T]:
+        """Start a task on a machine. It dies with it, silently."""
+        if not node.alive:
+            coro.close()
+            raise NodeCrashed(f"machine {node.label} is crashed; restart it first")
+        return self.loop.create_task(coro, name=name, context=node.context.copy())
+
+    async def on(self, node: SimNode, function: Callable[[], Awaitable[T]], *, name: str | None = None) -> T:
+        """Await ``function()`` as code of the machine.
+
+        Raises:
+            NodeCrashed: the machine is crashed, or was before the call ended.
+        """
+        if current_node() is node:
+            return await function()
+        task = self.spawn(node, _awaiting(function), name=name)
+        outcome: SimFuture[T] = self.loop.create_future()
+        outcome.label = f"the end of {task.get_name()!r} on {node.label}"
+        calls = self._calls[node]
+        calls[outcome] = None
+
+        def finish(done: asyncio.Task[T]) -> None:
+            calls.pop(outcome, None)
+            if outcome.done():
+                if not done.cancelled():
+                    done.exception()  # the caller was cancelled: nobody else will look at it
+            elif done.cancelled():
+                outcome.cancel()
+            elif (error := done.exception()) is not None:
+                outcome.set_exception(error)
+                outcome.exception()  # the caller may have died meanwhile: then it is nobody's
+            else:
+                outcome.set_result(done.result())
+
+        task.add_done_callback(finish, context=Context())
+        try:
+            return await outcome
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+
+    def tasks(self, name: str) -> list[str]:
+        """The names of a machine's unfinished tasks."""
+        return [task.get_name() for task in tasks_of(self.loop, self.node(name))]
+
+    # --- faults -----------------------------------------------------------------------------------------------------
+
+    def crash(self, name: str) -> None:
+        """Cut a machine's power: no ``finally`` runs, no farewell is sent. Requests already sent may still be
+        applied."""
+        node = self.node(name)
+        if not node.alive:
+            return
+        self.trace.fault(self.now, "crash", name, "")
+        self.network.machine_died(node)
+        node.die(list(tasks_of(self.loop, node)))
+        calls, self._calls[node] = self._calls[node], {}
+        for outcome in calls:
+            if not outcome.done():
+                outcome.set_exception(NodeCrashed(f"machine {node.label} crashed: {outcome.label} will never come"))
+                outcome.exception()  # the caller may be dead as well
+
+    def restart(self, name: str) -> SimNode:
+        """Boot a crashed machine (a running one is crashed first): a new incarnation with the same name and clocks."""
+        self.crash(name)
+        old = self.node(name)
+        self.trace.tell(self.now, name, "restarts")
+        node = SimNode(name, incarnation=old.incarnation + 1, wall_offset=old.wall_offset)
+        self._boot(node)
+        node.set_rate(old.rate, self.now)
+        return node
+
+    def pause(self, name: str) -> None:
+        """Stop a machine's code (SIGSTOP, a long collection, a frozen virtual machine); its clocks go on."""
+        node = self.node(name)
+        if node.alive and not node.paused:
+            self.trace.fault(self.now, "pause", name, "")
+            node.pause()
+
+    def resume(self, name: str) -> None:
+        """Let a paused machine go on, with everything that came in meanwhile."""
+        node = self.node(name)
+        if node.alive and node.paused:
+            self.trace.tell(self.now, name, "resumes")
+            self.loop.unpark(node.resume())
+
+    def partition(self, *names: str) -> None:
+        """Cut machines off from the store; without names, all of them (the store is down)."""
+        for name in names or tuple(self.nodes):
+            self.trace.fault(self.now, "partition", self.node(name).name, "")
+            self.network.block(name)
+
+    def heal(self, *names: str) -> None:
+        """End partitions; without names, all of them."""
+        for name in names or tuple(self.nodes):
+            if self.network.link(name).blocked:
+                self.trace.tell(self.now, name, "healed")
+                self.network.unblock(name)
+
+    def clog(self, name: str, seconds: float) -> None:
+        """Let nothing that a machine sends or is sent arrive before ``seconds`` are over."""
+        self.trace.fault(self.now, "clog", self.node(name).name, f"{seconds:g} s")
+        self.network.clog(name, seconds)
+
+    def reset(self, name: str) -> None:
+        """Break a machine's connections; what was sent over them may still be applied, even later."""
+        self.trace.fault(self.now, "reset", self.node(name).name, "")
+        self.network.reset(name)
+
+    def skew(self, name: str, seconds: float) -> None:
+        """Set a machine's wall clock ``seconds`` ahead of true time (behind, if negative)."""
+        self.trace.fault(self.now, "skew", self.node(name).name, f"wall clock {seconds:+g} s")
+        self.node(name).wall_offset = seconds
+
+    def set_rate(self, name: str, rate: float) -> None:
+        """Let a machine's clocks run ``rate`` times as fast as true time."""
+        self.trace.fault(self.now, "rate", self.node(name).name, f"clocks run {rate:g} x")
+        self.node(name).set_rate(rate, self.now)
+
+    def checkpoint(self) -> Checkpoint:
+        """The store's state of now, for `rollback`."""
+        return self.server.checkpoint()
+
+    def rollback(self, to: Checkpoint) -> None:
+        """Let the store lose every write since ``to``, acknowledged or not, as a failover to a lagging replica does.
+        All connections break."""
+        self.trace.fault(self.now, "rollback", "", "the store lost acknowledged writes")
+        self.server.rollback(to)
+        for name in self.nodes:
+            self.network.reset(name)
+
+    # --- the nemesis's targets --------------------------------------------------------------------------------------
+
+    def machine_names(self) -> list[str]:
+        """Machines that nothing ails yet: so a nemesis never undoes what a scenario did."""
+        return [name for name, node in self.nodes.items() if node.running and not self.network.link(name).blocked]
+
+    def crash_machine(self, name: str) -> None:
+        self.crash(name)
+
+    def revive_machine(self, name: str) -> None:
+        if not self.node(name).alive:
+            self.reviver(name)
+
+    def _revive(self, name: str) -> None:
+        self.restart(name)
+
+    def unleash(self) -> None:
+        """Let the plan's outages begin."""
+        if self._nemesis_task is None:
+            self._nemesis_task = self.loop.create_task(self.nemesis.run(), name="nemesis", context=Context())
+
+    def calm(self) -> None:
+        """No new faults from the plan, and an end to those it began, until `storm` was called as often. Latency, and
+        what the scenario itself did, go on."""
+        self._calm += 1
+        self.network.calm = True
+        self.nemesis.rest()
+
+    def storm(self) -> None:
+        """The plan's faults may happen again, after `calm`."""
+        self._calm -= 1
+        self.network.calm = self._calm > 0
+        self.nemesis.rise()
+
+    # --- looking ----------------------------------------------------------------------------------------------------
+
+    def sometimes(self, name: str, condition: bool = True) -> None:
+        """Count that a situation was reached: proof that a test has tested something (see ``Result.sometimes``)."""
+        if condition:
+            self.trace.sometimes[name] += 1
+
+    def tell(self, what: str) -> None:
+        """Add an event to the story."""
+        node = current_node()
+        self.trace.tell(self.now, "" if node is None else node.label, what)
+
+    def always(self, name: str, check: Callable[[], None]) -> None:
+        """Call ``check`` after every request that the store runs; the run fails if it raises."""
+        self._checks[name] = check
+
+    def fail(self, error: BaseException) -> None:
+        """End the run: something that must never happen has happened. The first one counts."""
+        if self.violation is None:
+            self.violation = error
+            self.loop.stop()
+
+    async def eventually(
+        self, predicate: Callable[[], object], *, within: float, every: float = 0.05, what: str | None = None
+    ) -> None:
+        """Return as soon as ``predicate()`` is true (or awaits to something true).
+
+        The plan's faults rest meanwhile, and those it began are undone: what must hold in spite of them belongs in
+        `always`.
+
+        within: virtual seconds.
+        every: virtual seconds between looks.
+        what: names the condition in the error.
+
+        Raises:
+            NotInTime: it was not true in time.
+        """
+        self.calm()
+        try:
+            until = self.now + within
+            while True:
+                if await _true(predicate):
+                    return
+                if self.now >= until:
+                    raise NotInTime(f"{what or 'the condition'} did not come true within {within:g} virtual seconds")
+                await asyncio.sleep(every)
+        finally:
+            self.storm()
+
+    def _on_request(self, name: str, what: str, error: BaseException | None) -> None:
+        self.trace.request(self.now, name, what, error)
+        for check_name, check in self._checks.items():
+            try:
+                check()
+            except Exception as raised:  # noqa: BLE001  whatever a check raises is its finding
+                violation = InvariantViolated(f"{check_name}: {raised or type(raised).__name__}")
+                violation.__cause__ = raised
+                self.fail(violation)
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def leftovers(self) -> list[str]:
+        """Names of unfinished tasks that belong to no machine: the scenario forgot to await them."""
+        return [task.get_name() for task in tasks_of(self.loop) if task.node is None and task is not self._nemesis_task]
+
+    def tear_down(self) -> None:
+        """Cut every power and close what is left, in creation order. Nothing that happens here is part of the run."""
+        self.chooser.seal()
+        self.loop.on_problem = None
+        tasks = {task.number: task for task in tasks_of(self.loop)}
+        for node in self.nodes.values():
+            node.die([])
+        self.loop.close()
+        with warnings.catch_warnings():
+            # Code that is torn out of its loop leaves coroutines unawaited and generators unclosed; that says nothing of it.
+            warnings.simplefilter("ignore")
+            for number in sorted(tasks):
+                _close(tasks[number])
+
+
+def _centred(steps: int) -> float:
+    """From a decision to a number between -1 and 1, with 0 for 0."""
+    half = _SKEW_STEPS // 2
+    return ((steps + half) % _SKEW_STEPS - half) / half
+
+
+async def _true(predicate: Callable[[], object]) -> bool:
+    answer = predicate()
+    if isinstance(answer, Awaitable):
+        return bool(await cast("Awaitable[object]", answer))
+    return bool(answer)
+
+
+async def _awaiting(function: Callable[[], Awaitable[T]]) -> T:
+    return await function()
+
+
+def _close(task: SimTask[Any]) -> None:
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own switch for tasks that are dropped
+    coro = task.get_coro()
+    for _ in range(100):  # each ``await`` in a ``finally`` block needs a close of its own
+        try:
+            coro.close()
+        except (Exception, GeneratorExit, asyncio.CancelledError):  # noqa: BLE001
+            continue  # the code of a machine without power: whatever it raises is void
+        return
