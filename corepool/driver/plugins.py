@@ -13,7 +13,7 @@ import difflib
 import importlib
 import importlib.metadata
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias, cast
 
@@ -165,7 +165,7 @@ def _refuse(url: str, findings: list[Finding]) -> None:
 
 
 @asynccontextmanager
-async def connect(url: str, *, strict: bool = False, **options: Any) -> AsyncIterator[Backend]:
+async def connect(url: str, *, strict: bool = False, **options: Any) -> AsyncGenerator[Backend]:
     """Open a backend for the length of an ``async with`` block.
 
     url: its scheme picks the driver: ``memory://name``, ``redis://host``, ``nats://host``, …

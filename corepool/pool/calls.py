@@ -9,7 +9,7 @@ Neighbours: dispatch, stop and notify register here; the node's inbox delivers a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from corepool.errors import CorepoolError
@@ -69,7 +69,7 @@ class Calls:
         return len(self._calls)
 
     @contextmanager
-    def open(self) -> Iterator[Call]:
+    def open(self) -> Generator[Call]:
         """A registered call, for the length of the block."""
         if self._closed is not None:
             raise self._closed

@@ -66,7 +66,7 @@ class NodeContext:
         self.log = log
         self.clock: Clock = backend.clock
         self.random: random.Random = backend.random
-        self.protocol = JobProtocol(store)
+        self.protocol = JobProtocol(store, backend.clock, options.ack_grace_period / 2)
         self.calls = Calls()
         self.moves = asyncio.Semaphore(options.max_moves_in_flight)
         self.sweep_wanted = asyncio.Event()

@@ -101,6 +101,10 @@ class JobCalls:
             if outcome.applied and outcome.refusal is None:
                 return record, outcome.event_id
             if not outcome.applied and outcome.refusal is None:
+                if (
+                    outcome.revision == 0
+                ):  # after an unknown outcome: it may have been admitted, run, and stopped by now
+                    raise JobGoneError(f"{key!r} may have been admitted and is gone again; no job is left")
                 raise JobExistsError(f"a job with the key {key!r} exists already{_where(outcome.current)}")
             if outcome.applied and not await self._withdraw(key, Stored(record, outcome.revision)):
                 return record, None  # somebody has taken it meanwhile: wait for the answer as usual
@@ -189,6 +193,8 @@ class JobCalls:
                 return None
             if stored.record.state is JobState.PENDING:
                 if await self._withdraw(key, stored):
+                    if stored.record.attempt:  # claimed once, by a worker that died or gave it back: it may have begun
+                        raise JobGoneError(f"{key!r} did not get started within {deadline.seconds:g} s; no job is left")
                     raise DispatchTimeoutError(
                         f"no worker started {key!r} within {deadline.seconds:g} s; it was never started and was withdrawn"
                     )

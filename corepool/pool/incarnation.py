@@ -55,12 +55,12 @@ async def _keys(namespace: Namespace, name: str) -> AsyncIterator[str]:
         yield entry.key
 
 
-async def clear_incarnation(store: PoolStore) -> int:
+async def clear_incarnation(store: PoolStore, protocol: JobProtocol) -> int:
     """Remove all that an ended incarnation left, and answer whoever still waits. How many jobs there were.
 
     Safe to call again, and by several at once.
     """
-    namespace, protocol = store.namespace, JobProtocol(store)
+    namespace = store.namespace
     workers = [key async for key in _keys(namespace, store.workers)]
     nodes = [key async for key in _keys(namespace, store.nodes)]
     for inbox in (*map(store.worker_inbox, workers), store.queue):

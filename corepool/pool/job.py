@@ -206,11 +206,11 @@ class OwnedJob:
             self.running = self._began  # interrupted: what had begun gets its stop
             await self._stop_handler()
             self._commands.append(Review())
-        elif not ended.cancelled() and (error := ended.exception()) is None:
+            return
+        error = asyncio.CancelledError("from within") if ended.cancelled() else ended.exception()
+        if error is None:
             self.running = True
             await self._confirm(claimed)
-        elif ended.cancelled():
-            await self._start_failed(claimed, "handler.start was cancelled", again=record.started)
         elif isinstance(error, _Fenced):
             self._worker.review_soon(self.key)
         else:

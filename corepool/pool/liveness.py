@@ -143,20 +143,18 @@ class Liveness:
         maps = {NODE: store.node_keep_alive, WORKER: store.worker_keep_alive}
         looks: list[Op] = [GetKey(maps[member.kind], member.id) for member in watched]
         most = context.backend.capabilities.max_commit_ops
-        for start in range(0, max(len(leases), 1), most):
-            part = leases[start : start + most]
-            room = most - len(part) if start + most >= len(leases) else 0
+        seen: list[Entry | None] = []
+        while leases or looks:  # one commit, unless a node has very many workers
+            part, leases = leases[:most], leases[most:]
+            room = most - len(part)
             ops: list[Op] = [*(lease.renewal() for lease in part), *looks[:room]]
+            looks = looks[room:]
             results = (await context.store.namespace.commit(ops)).results
             for lease, result in zip(part, results, strict=False):
                 assert isinstance(result, Commit)
                 self._renewed(lease, lease.answered(result))
-            seen = list(results[len(part) :])
-            looks = looks[room:]
-        while looks:
-            seen.extend((await context.store.namespace.commit(looks[:most])).results)
-            looks = looks[most:]
-        self._looked(watched, [result if isinstance(result, Entry) else None for result in seen])
+            seen += [result if isinstance(result, Entry) else None for result in results[len(part) :]]
+        self._looked(watched, seen)
 
     def _renewed(self, lease: Lease, renewal: Renewal) -> None:
         match renewal:

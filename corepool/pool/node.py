@@ -276,7 +276,7 @@ class Node:
                     await watch.changed()  # each node stops its own; the dead are buried
         except TimeoutError:
             self._log.warning("not every worker confirmed the shutdown within %g s", limit)
-        await clear_incarnation(context.store)
+        await clear_incarnation(context.store, context.protocol)
         await session.leave(limit)
 
     # --- how ---------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from corepool.driver import (
     Ack,
     Append,
     Appended,
+    Clock,
     Commit,
     CommitResult,
     DeleteKey,
@@ -83,8 +84,11 @@ class Outcome:
 class JobProtocol:
     """The transitions of job records on one pool's store."""
 
-    def __init__(self, store: PoolStore) -> None:
+    def __init__(self, store: PoolStore, clock: Clock, slow: float) -> None:
+        """slow: seconds after which a sweeper may have forgotten an entry that was written ahead of its record."""
         self._store = store
+        self._clock = clock
+        self._slow = slow
 
     # --- the transitions, in the order of a job's life ---
 
@@ -226,10 +230,11 @@ class JobProtocol:
         self, key: str, job_id: str, before: list[Op], write: SetKey | DeleteKey, after: list[Op]
     ) -> Outcome:
         hinge = len(before)
+        sent = self._clock.monotonic()
         try:
             result = await self._store.namespace.commit([*before, write, *after])
         except OutcomeUnknown:
-            return await self._resolve(key, job_id, write, after)
+            return await self._resolve(key, job_id, before, write, after)
         commit = result.results[hinge]
         assert isinstance(commit, Commit)
         if result.stopped == hinge:
@@ -238,13 +243,17 @@ class JobProtocol:
                 return await self._complete(previous.revision, after)  # an earlier try of ours had been applied
             return Outcome(False, commit.revision, self._store.stored(previous))
         rest = result.results[hinge + 1 :]
+        if not self._store.atomic and before and self._clock.monotonic() - sent > self._slow:
+            await self._store.namespace.commit(before)  # listed so long before the record that it may be listed no more
         if result.stopped is None:
             return Outcome(True, commit.revision, None, None, rest)
         if self._store.atomic:
             return Outcome(False, 0, None, _refusal(result))
         return Outcome(True, commit.revision, None, _refusal(result), rest)
 
-    async def _resolve(self, key: str, job_id: str, write: SetKey | DeleteKey, after: list[Op]) -> Outcome:
+    async def _resolve(
+        self, key: str, job_id: str, before: list[Op], write: SetKey | DeleteKey, after: list[Op]
+    ) -> Outcome:
         """R2: only once the write can no longer be applied does its absence mean that it was not."""
         try:
             await self._store.namespace.settle()
@@ -259,7 +268,7 @@ class JobProtocol:
             revision = entry.revision if entry is not None else 0
             if not applied:
                 return Outcome(False, revision, current)
-            return await self._complete(revision, after)
+            return await self._complete(revision, [*before, *after])
         except BackendUnavailable as error:
             raise OutcomeUnknown(f"whether the record of {key!r} was changed cannot be told now: {error}") from error
 

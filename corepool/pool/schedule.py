@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -34,7 +34,7 @@ class JobPlan:
     stop_all: stop every job of the pool that ``start`` does not name.
     """
 
-    start: Mapping[str, bytes] = attrs.field(factory=dict)
+    start: Mapping[str, bytes] = attrs.field(factory=dict[str, bytes])
     stop: Sequence[str] = ()
     stop_all: bool = False
 
@@ -103,9 +103,14 @@ class Schedule:
             context = self._context
             stop = sorted([e.key async for e in context.store.jobs_map.scan() if e.key not in plan.start])
         await self._each(stop, self._stop)
-        await self._each(list(plan.start), lambda key: self._start(key, plan.start[key]))
+        payloads = plan.start
 
-    async def _each(self, keys: list[str], act: Any) -> None:
+        async def start(key: str) -> None:
+            await self._start(key, payloads[key])
+
+        await self._each(list(payloads), start)
+
+    async def _each(self, keys: list[str], act: Callable[[str], Awaitable[None]]) -> None:
         for start in range(0, len(keys), _AT_A_TIME):
             await asyncio.gather(*(act(key) for key in keys[start : start + _AT_A_TIME]))
 

@@ -22,6 +22,7 @@ from corepool.pool.lease import Lease
 from corepool.pool.liveness import Liveness
 from corepool.pool.membership import Membership, open_pool_map
 from corepool.pool.options import NodeOptions
+from corepool.pool.protocol import JobProtocol
 from corepool.pool.router import Router
 from corepool.pool.store import INBOX, PoolStore
 from corepool.pool.supervisor import TRANSIENT, Supervisor
@@ -95,7 +96,8 @@ class Session:
             raise
         if ended is not None:
             old = PoolStore(namespace, backend.capabilities, ended.incarnation, log)
-            supervisor.spawn("clear the last incarnation", clear_incarnation(old))
+            protocol = JobProtocol(old, backend.clock, options.ack_grace_period / 2)
+            supervisor.spawn("clear the last incarnation", clear_incarnation(old, protocol))
         return session
 
     async def _join(self) -> None:

@@ -73,14 +73,18 @@ class Sweeper:
             held = self._seen.get(name)
             if held is None or held[0] != revision:
                 self._seen[name] = held = (revision, now)
-            if now - held[1] >= grace and (grace > 0 or self._is_adrift(stored, entry)):
+            if now - held[1] >= grace and (grace > 0 or self._is_adrift(name, stored)):
                 await self._attend(name, entry, stored)
         if grace > 0:
             await self._drop_stale_locks(now)
 
-    def _is_adrift(self, stored: Stored | None, entry: Attention) -> bool:
+    def _is_adrift(self, name: str, stored: Stored | None) -> bool:
         """Whether the record points at nobody who could act: no need to wait for a sign."""
-        if stored is None or stored.record.job_id != entry.job_id or stored.record.state is not JobState.PENDING:
+        if (
+            stored is None
+            or stored.record.state is not JobState.PENDING
+            or transitions.attention_key(stored.record) != name
+        ):
             return False
         target = stored.record.worker
         return not self._is_active(target) if target else bool(self._context.membership.ring)
@@ -95,6 +99,7 @@ class Sweeper:
             return
         record, context = stored.record, self._context
         if transitions.attention_key(record) != name or record.state in (JobState.RUNNING, JobState.FAILED):
+            # The record moved on; or it has not got there for so long that whoever wrote this will list it again.
             await self._forget(name)
             return
         worker = context.membership.worker(record.worker) if record.worker else None

@@ -93,7 +93,10 @@ def revive(record: JobRecord, target: str, ring: int, wall: float) -> JobRecord:
 
 
 def may_withdraw(record: JobRecord) -> bool:
-    """R1: only a record that was never started and never claimed may be withdrawn by its dispatcher."""
+    """R1: only a record that was never started and that nobody holds may be withdrawn by its dispatcher.
+
+    ``attempt`` tells whether it was ever claimed: only at 0 is it certain that no handler was called.
+    """
     return record.state is JobState.PENDING and not record.started
 
 
