@@ -83,7 +83,6 @@ class Pending:
 
 @attrs.define(slots=True, eq=False)
 class _Member:
-    name: str
     push: Push[tuple[Delivery, ...]]
     demand: int = 0
 
@@ -126,15 +125,13 @@ class Sink:
         return list(self._members)
 
     def attach(self, name: str, push: Push[tuple[Delivery, ...]]) -> Callable[[], None]:
-        """A member's feed; a member that comes back over a new connection replaces its old feed."""
-        member = _Member(name, push)
-        self._members[name] = member
-        self._hungry.pop(name, None)
+        """A member's feed. The name is used for this one feed: a client that reconnects comes under another, so that what
+        its old connection still does cannot hit the new one."""
+        self._members[name] = _Member(push)
 
         def detach() -> None:
-            if self._members.get(name) is member:
-                del self._members[name]
-                self._hungry.pop(name, None)
+            self._members.pop(name, None)
+            self._hungry.pop(name, None)
 
         return detach
 

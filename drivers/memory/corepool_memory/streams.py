@@ -103,7 +103,11 @@ class MemorySink:
         self._namespace = namespace
         self._stream = stream
         self._name = name
-        self._member = f"{feeds.transport.random.getrandbits(64):016x}"
+        self._id = f"{feeds.transport.random.getrandbits(64):016x}"
+        self._member = (
+            ""  # another one for each feed: requests of an old connection may still arrive, and mean the old one
+        )
+        self._attachments = 0
         # The sink was made by join, at its start, if the stream existed. If it has to be made again, then in a later
         # life of the stream, of which nothing may be missed.
         self._start = OLDEST if isinstance(start, Newest) else start
@@ -116,6 +120,8 @@ class MemorySink:
         self._feed.open()
 
     def _attach(self) -> Attach[tuple[Delivery, ...]]:
+        self._attachments += 1
+        self._member = f"{self._id}.{self._attachments}"
         namespace, stream, name, member = self._namespace, self._stream, self._name, self._member
         start, ack_wait = self._start, self._ack_wait
         return lambda server, push: server.streams(namespace).attach(stream, name, member, start, ack_wait, push)
