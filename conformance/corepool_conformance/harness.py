@@ -87,13 +87,14 @@ class Harness:
 class UrlHarness(Harness):
     """The zero-code harness: a URL. If it names a host and a port, connections can be cut by a TCP proxy in between.
 
+    A URL that names nothing at all (``memory://``) may be a store of its own for each connection: the kit gives it a name.
     The proxy is used by the tests that cut alone. It is not offered for URLs with several hosts or without a port, since a
     client may then reach the server past it.
     """
 
     def __init__(self, url: str, *, ack_wait: float = 1.0, patience: float = 1.0) -> None:
-        self.url: str | None = url
-        self._url = url
+        self._url = url if urlsplit(url).netloc or urlsplit(url).path else f"{url}conformance-{secrets.token_hex(6)}"
+        self.url: str | None = self._url
         self.ack_wait = ack_wait
         self.patience = patience
         self._proxy: TcpProxy | None = None

@@ -69,6 +69,7 @@ class Kit:
         self.random = random.Random(seed)
         self.namespace_name = harness.fresh_namespace()
         self.history: list[str] = []
+        self._main: Backend | None = None
         self._backends: list[Backend] = []
         self._maps: set[str] = set()
         self._streams: set[str] = set()
@@ -83,8 +84,10 @@ class Kit:
         return backend
 
     async def main(self) -> Backend:
-        """The test's first connection."""
-        return self._backends[0] if self._backends else await self.backend()
+        """The test's main connection, opened on first use."""
+        if self._main is None:
+            self._main = await self.backend()
+        return self._main
 
     async def capabilities(self) -> Capabilities:
         return (await self.main()).capabilities

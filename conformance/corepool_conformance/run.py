@@ -228,8 +228,8 @@ class Run:
 
     @property
     def complete(self) -> bool:
-        """Whether every test of the kit was selected."""
-        return self.selected >= set(REGISTRY)
+        """Whether every test of the kit has a verdict."""
+        return set(self.verdicts) >= set(REGISTRY)
 
     def table(self) -> list[str]:
         """The result for the terminal."""

@@ -187,6 +187,8 @@ class Namespace(Protocol):
         """Apply in order, in as few round trips as the backend allows.
 
         Raises:
+            InvalidKeyError, PayloadTooLarge: a name, key, value, or the number of operations is over the limits; nothing was
+                sent, the valid operations neither.
             BackendUnavailable: nothing was applied.
             OutcomeUnknown: a prefix, all, or nothing was applied, or still may be: see :meth:`settle`.
         """

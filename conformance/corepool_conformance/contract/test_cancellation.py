@@ -125,7 +125,8 @@ class TestCancellation(Contract):
 
     @promise("M6", "M2")
     async def test_a_storm_loses_no_update(self, kit: Kit) -> None:
-        stores = await kit.maps(3)
+        backends = [await kit.backend() for _ in range(3)]
+        stores = [await kit.map(backend=backend) for backend in backends]
         acknowledged = 0
         maybe = 0
 
@@ -150,7 +151,8 @@ class TestCancellation(Contract):
             for outcome in await kit.within(10, asyncio.gather(*tasks, return_exceptions=True), "a storm", "M6"):
                 if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
                     raise outcome
-        await kit.gather(*((await kit.namespace(backend)).settle() for backend in [await kit.main()]))
+        for backend in backends:
+            await kit.within(10, (await kit.namespace(backend)).settle(), "settle after cancelled writes", "M5")
         entry = await stores[0].get("n")
         counted = int(entry.value) if entry else 0
         if not acknowledged <= counted <= acknowledged + maybe:

@@ -21,7 +21,7 @@ from corepool.driver import (
     SetKey,
     StreamConfig,
 )
-from corepool.errors import InvalidKeyError, InvalidOptionError, PayloadTooLarge
+from corepool.errors import InvalidKeyError, PayloadTooLarge
 from corepool_conformance.kit import Contract, Kit, PromiseBroken, promise
 from corepool_conformance.waiting import Follower, payloads
 
@@ -255,7 +255,7 @@ class TestCommit(Contract):
         assert result.stopped is None
         assert all(commit_at(result, number).applied for number in range(asked))
         if most < 100_000:
-            with pytest.raises(InvalidOptionError):
+            with pytest.raises(PayloadTooLarge):
                 await namespace.commit([SetKey("m", f"x{number}", b"v") for number in range(most + 1)])
             assert await m.get("x0") is None, "a commit with too many operations was applied in part"
 

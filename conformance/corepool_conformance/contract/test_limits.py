@@ -62,8 +62,10 @@ class TestLimits(Contract):
             (event,) = await (await kit.stream(name)).range()
             assert (event.name, event.topic) == (name, name)
         for name in odd[:6]:
-            sink = await (await kit.stream(odd[0])).sink(name, ack_wait=kit.ack_wait)
-            (delivery,) = await kit.within(5, sink.receive(), f"a sink named {name!r}", "LIMITS")
+            stream = await kit.stream(odd[0])
+            sink = await stream.sink(name, ack_wait=kit.ack_wait)
+            await stream.append(NewEvent("e", name.encode()))
+            (delivery, *_) = await kit.within(5, sink.receive(), f"a sink named {name!r}", "LIMITS")
             assert await sink.ack([delivery.receipt]) == [True]
         spaces = [backend.namespace(kit.namespace_name + name) for name in odd[:6]]
         try:
