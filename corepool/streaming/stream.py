@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from corepool.driver import OLDEST, Backend, Event, Namespace, NewEvent, Start, StreamConfig, StreamStore
-from corepool.errors import StreamSealed
+from corepool.driver import OLDEST, Backend, Event, Namespace, NewEvent, Start, StreamConfig, StreamStore, shorten
+from corepool.errors import InvalidKeyError, StreamSealed
 from corepool.streaming.merge import Key
 from corepool.streaming.reader import Reader
 from corepool.streaming.sink import Sink
@@ -85,6 +85,8 @@ class Stream:
             InvalidKeyError, PayloadTooLarge: nothing was sent.
             BackendUnavailable: certainly not appended. OutcomeUnknown: it may have been.
         """
+        if not isinstance(topic, str):  # pyright: ignore[reportUnnecessaryIsInstance]  callers without a type checker
+            raise InvalidKeyError(f"an event's topic is text (empty for none), not {shorten(topic)}")
         event = NewEvent(name, payload, topic)
         if only_if_exists or self._config == _DEFAULT:
             return await self._store.append(event, only_if_exists=only_if_exists)

@@ -43,8 +43,8 @@ async def new_stream(backend: Backend) -> AsyncIterator[Callable[..., Stream]]:
     """Streams under names that nobody used before; destroyed at the end."""
     made: list[Stream] = []
 
-    def make(name: str | None = None, **options: Any) -> Stream:
-        made.append(Stream(backend, name or f"test-{uuid.uuid4().hex}", **options))
+    def make(suffix: str = "", **options: Any) -> Stream:
+        made.append(Stream(backend, f"test-{uuid.uuid4().hex}{suffix}", **options))
         return made[-1]
 
     yield make
