@@ -155,21 +155,21 @@ class FaultPlan:
 class Targets(Protocol):
     """What a nemesis can do. Machines are named; a name that is gone meanwhile is ignored."""
 
-    def machine_names(self) -> list[str]:
+    def names(self) -> list[str]:
         """Those that may be hit now, in a stable order."""
         ...
 
-    def crash_machine(self, name: str) -> None: ...
+    def crash(self, name: str) -> None: ...
 
-    def revive_machine(self, name: str) -> None: ...
+    def revive(self, name: str) -> None: ...
 
     def pause(self, name: str) -> None: ...
 
     def resume(self, name: str) -> None: ...
 
-    def partition(self, *names: str) -> None: ...
+    def partition(self, name: str) -> None: ...
 
-    def heal(self, *names: str) -> None: ...
+    def heal(self, name: str) -> None: ...
 
     def clog(self, name: str, seconds: float) -> None: ...
 
@@ -179,13 +179,14 @@ class Targets(Protocol):
 class Nemesis:
     """Hits machines at random moments.
 
+    targets: what it can hit; may be replaced before it strikes.
     tick: seconds between its looks; each kind of fault begins at most once per look.
     """
 
     def __init__(self, plan: FaultPlan, chooser: Chooser, targets: Targets, *, tick: float = 0.5) -> None:
         self._plan = plan
         self._chooser = chooser
-        self._targets = targets
+        self.targets = targets
         self._tick = tick
         self._resting = 0
         self._undo: dict[tuple[str, str], Callable[[], None]] = {}
@@ -209,8 +210,8 @@ class Nemesis:
         self._resting -= 1
 
     def _look(self) -> None:
-        plan, targets = self._plan, self._targets
-        self._strike("crash", plan.crashes, targets.crash_machine, targets.revive_machine)
+        plan, targets = self._plan, self.targets
+        self._strike("crash", plan.crashes, targets.crash, targets.revive)
         self._strike("pause", plan.pauses, targets.pause, targets.resume)
         self._strike("partition", plan.partitions, targets.partition, targets.heal)
         self._strike("clog", plan.clogs, self._clog, None)
@@ -219,7 +220,7 @@ class Nemesis:
     def _strike(self, kind: str, rate: float, begin: Callable[[str], None], end: Callable[[str], None] | None) -> None:
         if not self._chooser.chance(rate * self._tick, f"nemesis:{kind}"):
             return
-        names = self._targets.machine_names()
+        names = self.targets.names()
         if not names:
             return
         name = names[self._chooser.choose(len(names), f"nemesis:{kind}:target")]
@@ -246,8 +247,8 @@ class Nemesis:
         return self._plan.faults.outage * share * share
 
     def _clog(self, name: str) -> None:
-        self._targets.clog(name, self._duration("clog"))
+        self.targets.clog(name, self._duration("clog"))
 
     def _skew(self, name: str) -> None:
         steps = self._chooser.choose(21, "nemesis:skew:by")
-        self._targets.skew(name, self._plan.wall_skew * ((steps + 10) % 21 - 10) / 10)
+        self.targets.skew(name, self._plan.wall_skew * ((steps + 10) % 21 - 10) / 10)

@@ -141,6 +141,7 @@ class Network:
         self.on_request: Callable[[str, str, BaseException | None], None] = lambda name, what, error: None
         self.on_fault: Callable[[str, str, str], None] = lambda kind, name, what: None
         self.calm = False
+        self.shut = False
         self.context = Context()
         self._chooser = chooser
         self._links: dict[str, Link] = {}
@@ -223,7 +224,7 @@ class Network:
 
     def strikes(self, site: Site, probability: float) -> bool:
         """Whether a fault happens now."""
-        return not self.calm and site.chance(probability)
+        return not self.calm and not self.shut and site.chance(probability)
 
     def _delay(self, link: Link, site: Site) -> float:
         delay = self._latencies[site.choose(_LATENCIES)]
@@ -278,6 +279,8 @@ class Network:
     def server_learns(self, connection: Connection) -> None:
         """A connection broke without a word. The server finds out after a while, whatever the link does, and fences
         it."""
+        if self.shut:
+            return
         link = connection.transport.link
         seconds = self._latencies[-1] + 2.0 * link.notice.choose(_LATE_STEPS)
         due = max(self.loop.now + seconds, connection.up.last)

@@ -14,6 +14,7 @@ Neighbours: :mod:`~corepool_memory.sim.run` makes one per run and tears it down.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random as random_module
 import warnings
 from collections import Counter
@@ -34,7 +35,7 @@ from corepool_memory.sim.node import SimNode, current_node
 from corepool_memory.sim.trace import Trace
 from corepool_memory.sim.transport import SimTransport
 
-__all__ = ["World"]
+__all__ = ["World", "WorldTargets"]
 
 T = TypeVar("T")
 
@@ -69,8 +70,7 @@ class World:
         self.network = Network(loop, chooser, plan, self.server)
         self.network.on_request = self._on_request
         self.network.on_fault = lambda kind, name, what: self.trace.fault(loop.now, kind, name, what)
-        self.nemesis = Nemesis(plan, chooser, self)
-        self.reviver: Callable[[str], None] = self._revive
+        self.nemesis = Nemesis(plan, chooser, WorldTargets(self))
         self._nemesis_task: SimTask[None] | None = None
         self._checks: dict[str, Callable[[], None]] = {}
         self._calls: dict[SimNode, dict[SimFuture[Any], None]] = {}
@@ -260,21 +260,7 @@ class World:
         for name in self.nodes:
             self.network.reset(name)
 
-    # --- the nemesis's targets --------------------------------------------------------------------------------------
-
-    def machine_names(self) -> list[str]:
-        """Machines that nothing ails yet: so a nemesis never undoes what a scenario did."""
-        return [name for name, node in self.nodes.items() if node.running and not self.network.link(name).blocked]
-
-    def crash_machine(self, name: str) -> None:
-        self.crash(name)
-
-    def revive_machine(self, name: str) -> None:
-        if not self.node(name).alive:
-            self.reviver(name)
-
-    def _revive(self, name: str) -> None:
-        self.restart(name)
+    # --- the plan's outages -----------------------------------------------------------------------------------------
 
     def unleash(self) -> None:
         """Let the plan's outages begin."""
@@ -366,12 +352,58 @@ class World:
         tasks = {task.number: task for task in tasks_of(self.loop)}
         for node in self.nodes.values():
             node.die([])
+        self.network.shut = True
         self.loop.close()
-        with warnings.catch_warnings():
-            # Code that is torn out of its loop leaves coroutines unawaited and generators unclosed; that says nothing of it.
-            warnings.simplefilter("ignore")
-            for number in sorted(tasks):
-                _close(tasks[number])
+        # Code that is torn out of its loop leaves coroutines unawaited, and logs what it then meets; that says nothing of it.
+        level = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                for number in sorted(tasks):
+                    _close(tasks[number])
+                tasks.clear()
+                for node in self.nodes.values():
+                    node.graveyard.clear()
+        finally:
+            logging.disable(level)
+
+
+class WorldTargets:
+    """What a nemesis can do to a world: bare machines. Subclass it for what runs on them."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def names(self) -> list[str]:
+        """Machines that nothing ails yet: so a nemesis never undoes what a scenario did."""
+        world = self.world
+        return [name for name, node in world.nodes.items() if node.running and not world.network.link(name).blocked]
+
+    def crash(self, name: str) -> None:
+        self.world.crash(name)
+
+    def revive(self, name: str) -> None:
+        if not self.world.node(name).alive:
+            self.world.restart(name)
+
+    def pause(self, name: str) -> None:
+        self.world.pause(name)
+
+    def resume(self, name: str) -> None:
+        self.world.resume(name)
+
+    def partition(self, name: str) -> None:
+        self.world.partition(name)
+
+    def heal(self, name: str) -> None:
+        self.world.heal(name)
+
+    def clog(self, name: str, seconds: float) -> None:
+        self.world.clog(name, seconds)
+
+    def skew(self, name: str, seconds: float) -> None:
+        self.world.skew(name, seconds)
 
 
 def _centred(steps: int) -> float:

@@ -1,0 +1,183 @@
+"""What handlers did in a simulated cluster, and the rules they can rely on.
+
+Purpose: wrap each handler, write down when it had which job, and check at each step what the pool promises.
+Invariants checked (numbers as in the design, section 5):
+
+- 1: while a machine runs a job nobody else starts it. A machine that was paused meanwhile may not have noticed that
+  its lease ran out: then only the fencing tokens protect, and it is the tokens that are checked.
+- 5: tokens of a key only grow; for one key on one worker start and stop strictly alternate.
+
+Neighbours: the cluster wraps the handlers it is given; a violation ends the run (``World.fail``).
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import attrs
+
+from corepool.pool import FencingToken, Job
+from corepool_memory.sim.errors import InvariantViolated
+from corepool_memory.sim.node import SimNode
+from corepool_memory.sim.world import World
+
+__all__ = ["Recorder", "Tenure", "recorded"]
+
+
+@attrs.define(slots=True, eq=False)
+class Tenure:
+    """One worker's time with one job.
+
+    machine: where, with the incarnation (``node-1``, ``node-1#2``). token: the fencing token it was given.
+    began: when ``start`` was called. running: when it returned, None if it has not. stopping: when ``stop`` was
+        called. ended: when the handler was rid of the job: ``stop`` returned, or ``start`` failed. All in true virtual
+        seconds.
+    """
+
+    key: str
+    machine: str
+    token: FencingToken
+    payload: bytes
+    attempt: int
+    node: SimNode
+    began: float
+    running: float | None = None
+    stopping: float | None = None
+    ended: float | None = None
+    paused: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """The handler has the job: its start was called and its stop has not returned, on a machine that is not
+        crashed."""
+        return self.ended is None and self.node.alive
+
+    @property
+    def runs(self) -> bool:
+        """The handler runs the job: its start has returned and its stop was not called, on a machine that is not
+        crashed."""
+        return self.holds and self.running is not None and self.stopping is None
+
+
+class Recorder:
+    """All tenures of a run.
+
+    check: whether to hold the pool to its promises.
+    """
+
+    def __init__(self, world: World, *, check: bool = True) -> None:
+        self.world = world
+        self.check = check
+        self.tenures: dict[str, list[Tenure]] = {}
+
+    def of(self, key: str) -> list[Tenure]:
+        """The tenures of a key, oldest first."""
+        return self.tenures.get(key, [])
+
+    def machine_paused(self, node: SimNode) -> None:
+        """From now on what the machine has may be taken over without its knowledge."""
+        for tenures in self.tenures.values():
+            for tenure in tenures:
+                if tenure.node is node and tenure.ended is None:
+                    tenure.paused = True
+
+    def begin(self, node: SimNode, job: Job, own: dict[str, Tenure]) -> Tenure:
+        """A handler's ``start`` is about to be called."""
+        earlier = self.tenures.setdefault(job.key, [])
+        tenure = Tenure(
+            job.key, node.label, job.fencing_token, job.payload, job.attempt, node, self.world.now, paused=node.paused
+        )
+        if self.check:
+            self._check(tenure, earlier, own)
+        earlier.append(tenure)
+        self.world.tell(f"start({job.key!r}) token {job.fencing_token}, attempt {job.attempt}")
+        return tenure
+
+    def _check(self, tenure: Tenure, earlier: list[Tenure], own: dict[str, Tenure]) -> None:
+        key = tenure.key
+        if key in own:
+            self._fail(f"start({key!r}) was called on {tenure.machine}, which has the job already (no stop in between)")
+        for other in earlier:
+            if other.token >= tenure.token:
+                self._fail(
+                    f"start({key!r}) on {tenure.machine} has token {tenure.token}, but {other.machine} had {other.token} "
+                    f"before: tokens of a key only grow"
+                )
+            if other.holds and not other.paused:
+                self._fail(
+                    f"start({key!r}) on {tenure.machine} (token {tenure.token}) while {other.machine} has the job "
+                    f"(token {other.token}, since {other.began:.3f}): two live owners"
+                )
+
+    def stop_called(self, node: SimNode, key: str, own: dict[str, Tenure]) -> Tenure | None:
+        """A handler's ``stop`` is about to be called."""
+        tenure = own.get(key)
+        self.world.tell(f"stop({key!r})")
+        if tenure is None:
+            if self.check:
+                self._fail(f"stop({key!r}) was called on {node.label}, which does not have the job")
+            return None
+        tenure.stopping = self.world.now
+        return tenure
+
+    def _fail(self, text: str) -> None:
+        violation = InvariantViolated(text)
+        self.world.fail(violation)
+        raise violation
+
+
+class _RecordedHandler:
+    """A handler that writes down what it is asked, and asks the user's."""
+
+    def __init__(self, recorder: Recorder, node: SimNode, handler: Any) -> None:
+        self._recorder = recorder
+        self._node = node
+        self._handler = handler
+        self._own: dict[str, Tenure] = {}
+
+    def __repr__(self) -> str:
+        return repr(self._handler)
+
+    async def start(self, job: Job) -> None:
+        recorder, own = self._recorder, self._own
+        tenure = recorder.begin(self._node, job, own)
+        own[job.key] = tenure
+        try:
+            await _called(self._handler.start, job)
+        except Exception as error:
+            tenure.ended = recorder.world.now  # not started: there will be no stop
+            own.pop(job.key, None)
+            recorder.world.tell(f"start({job.key!r}) raised {type(error).__name__}: {error}")
+            raise
+        tenure.running = recorder.world.now
+
+    async def stop(self, key: str) -> None:
+        recorder = self._recorder
+        tenure = recorder.stop_called(self._node, key, self._own)
+        try:
+            await _called(self._handler.stop, key)
+        finally:
+            self._own.pop(key, None)
+            if tenure is not None:
+                tenure.ended = recorder.world.now
+
+
+class _NotifiedHandler(_RecordedHandler):
+    """The same for a handler that takes notifications."""
+
+    async def notify(self, key: str, payload: bytes) -> None:
+        self._recorder.world.tell(f"notify({key!r}, {payload[:40]!r})")
+        await _called(self._handler.notify, key, payload)
+
+
+async def _called(method: Any, *arguments: Any) -> None:
+    result = method(*arguments)
+    if inspect.isawaitable(result):
+        await result
+
+
+def recorded(recorder: Recorder, node: SimNode, handler: Any) -> Any:
+    """``handler`` under observation."""
+    kind = _NotifiedHandler if callable(getattr(handler, "notify", None)) else _RecordedHandler
+    return kind(recorder, node, handler)
