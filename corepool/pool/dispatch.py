@@ -81,7 +81,7 @@ class JobCalls:
             finally:
                 if event_id is not None and not record.worker:
                     # The queue is bounded: an event of a job that no longer waits must not keep others out.
-                    context.supervisor.spawn("tidy queue", self._tidy_queue(event_id))
+                    context.supervisor.tidy("tidy queue", self._tidy_queue(event_id))
 
     async def _admit(self, key: str, payload: bytes, call: Call, deadline: Deadline) -> tuple[JobRecord, str | None]:
         """The record is in the store and its target's doorbell has rung."""
@@ -123,7 +123,7 @@ class JobCalls:
             return await self._context.protocol.admit(key, record, payload)
         except asyncio.CancelledError:
             # Cancelled in the middle: nobody will wait for this job, so it is taken back, or found by the sweeper.
-            self._context.supervisor.spawn(f"take back {key!r}", self._take_back(key, record.job_id))
+            self._context.supervisor.tidy(f"take back {key!r}", self._take_back(key, record.job_id))
             raise
 
     async def _take_back(self, key: str, job_id: str) -> None:
@@ -153,7 +153,7 @@ class JobCalls:
                     return
             await self._give_up(key, record, call, deadline)
         except asyncio.CancelledError:
-            self._context.supervisor.spawn(f"take back {key!r}", self._take_back(key, record.job_id))
+            self._context.supervisor.tidy(f"take back {key!r}", self._take_back(key, record.job_id))
             raise
         except BackendUnavailable as error:
             raise OutcomeUnknown(

@@ -43,6 +43,7 @@ class Session:
         self.context = context
         self.workers: dict[str, Worker] = {}
         self.ended: CorepoolError | None = None
+        self.abandoned = False
         self.inbox_heard_at = context.clock.monotonic()
         self.pings: dict[bytes, asyncio.Future[None]] = {}
         self._sink: SinkStore | None = None
@@ -354,6 +355,8 @@ class Session:
 
     async def leave(self, timeout: float) -> None:
         """Hand everything over and go. Bounded; what is left is taken over by others."""
+        if self.abandoned:
+            return
         context, store = self.context, self.context.store
         deadline = context.clock.monotonic() + timeout
         self.end(NodeClosedError("the node is closed"))
@@ -380,7 +383,8 @@ class Session:
             self._sink = None
 
     async def abandon(self) -> None:
-        """End every task and feed of this node at once, and write nothing."""
+        """End every task and feed of this node at once, and write nothing. Idempotent."""
+        self.abandoned = True
         self.end(NodeClosedError("the node is closed"))
         await self.context.supervisor.close()
         for worker in list(self.workers.values()):

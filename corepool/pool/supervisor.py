@@ -60,6 +60,13 @@ class Supervisor:
         task.add_done_callback(self._done)
         return task
 
+    def tidy(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
+        """Run once, unless the node is closed: then others find what is left."""
+        if self._closed:
+            work.close()
+        else:
+            self.spawn(name, work)
+
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:

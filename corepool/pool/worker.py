@@ -47,6 +47,7 @@ class Worker:
             context.options.fence_after,
         )
         self.fenced = False
+        self.halted = False
         self.accepting = True
         self.removed = False
         """Its user removed it: it does not come back if it is declared dead meanwhile."""
@@ -120,8 +121,8 @@ class Worker:
         return True
 
     async def stop_all_handlers(self, timeout: float) -> bool:
-        """Fence every job and wait until nothing runs here."""
-        self.fenced = True
+        """Stop every handler for good, write nothing, and wait until nothing runs here. False: something did not end."""
+        self.fenced = self.halted = True
         for job in list(self._jobs.values()):
             job.put(Fence())
         try:
@@ -151,7 +152,7 @@ class Worker:
 
     def unfence(self) -> None:
         """The lease holds again: find out what became of the jobs (R9)."""
-        if self.fenced and not self.lease.dead:
+        if self.fenced and not self.halted and not self.lease.dead:
             self.fenced = False
             self.log.warning("worker %s holds its lease again", self.id)
             self.context.supervisor.spawn(f"review {self.id}", self.review())

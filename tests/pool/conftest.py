@@ -1,0 +1,127 @@
+"""What the pool's behaviour tests stand on: nodes on any backend, and a handler that records what happens to it.
+
+``COREPOOL_TEST_URL`` names the backends (comma-separated URLs) that the tests run on, in real time; the default is in memory,
+with commits that are atomic and with commits that are not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+import corepool
+from corepool import Backend, Job, Node, Worker
+
+DEFAULT_URLS = "memory://pool-tests,memory://pool-tests-steps?atomic_commit=false"
+
+QUICK = {
+    "worker_ttl": 1.0,
+    "ack_grace_period": 0.5,
+    "call_timeout": 10.0,
+    "worker_shutdown_ttl": 10.0,
+    "start_backoff": 0.02,
+    "max_start_backoff": 0.1,
+}
+"""Options that make the pool's periods short enough for a test in real time."""
+
+
+class Recorder:
+    """A handler that records starts and stops, and checks that they alternate."""
+
+    def __init__(self, name: str = "handler") -> None:
+        self.name = name
+        self.running: dict[str, Job] = {}
+        self.starts: list[Job] = []
+        self.stops: list[str] = []
+        self.notified: list[tuple[str, bytes]] = []
+        self.on_start: Callable[[Job], Awaitable[None]] | None = None
+        self.on_stop: Callable[[str], Awaitable[None]] | None = None
+        self.on_notify: Callable[[str, bytes], Awaitable[None]] | None = None
+
+    async def start(self, job: Job) -> None:
+        assert job.key not in self.running, f"{job.key} started twice on {self.name}"
+        self.starts.append(job)
+        if self.on_start is not None:
+            await self.on_start(job)
+        self.running[job.key] = job
+
+    async def stop(self, key: str) -> None:
+        self.stops.append(key)
+        if self.on_stop is not None:
+            await self.on_stop(key)
+        self.running.pop(key, None)
+
+    async def notify(self, key: str, payload: bytes) -> None:
+        assert key in self.running, f"{key} notified on {self.name}, where it does not run"
+        if self.on_notify is not None:
+            await self.on_notify(key, payload)
+        self.notified.append((key, payload))
+
+
+class Pool:
+    """Nodes of one fresh pool, each on a connection of its own."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.name = f"test-{uuid.uuid4().hex[:12]}"
+        self.nodes: list[Node] = []
+        self.backends: list[Backend] = []
+        self.handlers: list[Recorder] = []
+
+    async def node(self, *, workers: int = 0, **options: Any) -> Node:
+        backend = await corepool.open_backend(self.url)
+        self.backends.append(backend)
+        node = await Node.open(backend, self.name, **{**QUICK, **options})
+        self.nodes.append(node)
+        for _ in range(workers):
+            await self.worker(node)
+        return node
+
+    async def worker(self, node: Node) -> tuple[Worker, Recorder]:
+        handler = Recorder(f"handler {len(self.handlers)}")
+        self.handlers.append(handler)
+        return await node.add_worker(handler), handler
+
+    def owners(self, key: str) -> list[Recorder]:
+        return [handler for handler in self.handlers if key in handler.running]
+
+    def running(self) -> dict[str, int]:
+        """How many handlers run each key."""
+        counts: dict[str, int] = {}
+        for handler in self.handlers:
+            for key in handler.running:
+                counts[key] = counts.get(key, 0) + 1
+        return counts
+
+    async def close(self) -> None:
+        await asyncio.gather(*(node.close() for node in self.nodes))
+        for backend in self.backends:
+            await backend.aclose()
+
+
+async def eventually(predicate: Callable[[], bool], within: float = 10.0) -> None:
+    """Wait until it holds; it must within so many seconds."""
+    async with asyncio.timeout(within):
+        while not predicate():
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture(params=os.environ.get("COREPOOL_TEST_URL", DEFAULT_URLS).split(","))
+def backend_url(request: pytest.FixtureRequest) -> str:
+    """A backend to test on. The drivers run the very same tests."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def pool(backend_url: str) -> AsyncIterator[Pool]:
+    pool = Pool(backend_url)
+    yield pool
+    before = asyncio.all_tasks()
+    await pool.close()
+    left = [task.get_name() for task in asyncio.all_tasks() & before if "/" in task.get_name() and not task.done()]
+    assert not left, f"tasks that outlived their node: {left}"
