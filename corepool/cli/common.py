@@ -38,6 +38,7 @@ __all__ = [
     "fail",
     "note",
     "plain",
+    "set_up_logging",
     "stderr",
     "stdout",
 ]
@@ -104,21 +105,24 @@ def _escaped(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def set_up_logging(verbose: bool) -> None:
-    """Log to standard error: warnings, or with ``verbose`` everything the node does."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+def set_up_logging(*, verbose: bool = False, silent: bool = False) -> None:
+    """Log to standard error: warnings, with ``verbose`` everything the node does, with ``silent`` nothing.
+
+    silent: for simulations, whose machines are made to fail on purpose; what matters is in the result.
+    """
+    level = logging.CRITICAL + 1 if silent else logging.INFO if verbose else logging.WARNING
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(stream=sys.stderr, level=level, format=form)
 
 
-def execute(main: Callable[[], Coroutine[Any, Any, T]], *, as_json: bool = False, verbose: bool = False) -> T:
+def execute(
+    main: Callable[[], Coroutine[Any, Any, T]], *, as_json: bool = False, verbose: bool = False, silent: bool = False
+) -> T:
     """Run a command's coroutine; turn errors and signals into the exit codes of :class:`Exit`.
 
     With ``as_json`` an error is also printed as ``{"error": {"type": …, "message": …}}`` on standard output.
     """
-    set_up_logging(verbose)
+    set_up_logging(verbose=verbose, silent=silent)
     try:
         return asyncio.run(_terminable(main))
     except CorepoolError as error:

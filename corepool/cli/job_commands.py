@@ -21,6 +21,8 @@ from corepool.cli.common import (
     stdout,
 )
 from corepool.cli.exits import Exit
+from corepool.errors import JobNotFoundError
+from corepool.pool import Explanation
 
 __all__ = ["register"]
 
@@ -167,9 +169,12 @@ def explain(
       corepool explain README --json | jq .state
     """
 
-    async def main() -> object:
+    async def main() -> Explanation:
         async with client_node(url, pool) as node:
-            return await node.explain(key)
+            found = await node.explain(key)
+            if found is None:
+                raise JobNotFoundError(f"no job has the key {key!r}")
+            return found
 
     found = plain(execute(main, as_json=as_json, verbose=verbose))
     if as_json:

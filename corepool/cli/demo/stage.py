@@ -4,8 +4,8 @@ Purpose: one interface over nodes as tasks of this process (``memory://``, whose
 processes of their own (every other backend).
 Invariants:
 
-- a crash runs nothing of the victim's: a process is killed with SIGKILL; in one process the victim is cut from the backend and
-  its tasks are ended in the same step, and the ledger no longer believes what it says;
+- a crash runs nothing of the victim's: a process is killed with SIGKILL; in one process the node is abandoned and its
+  connection closed, and the ledger no longer believes what it says;
 - leaving the stage ends every node, also if the story failed; a child process also ends when this one dies, because its
   standard input closes.
 
@@ -19,8 +19,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Coroutine, Mapping
-from contextvars import ContextVar
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -32,7 +31,7 @@ from corepool.cli.demo.ledger import Ledger, Mark
 from corepool.driver import Backend, open_backend
 from corepool.errors import BackendUnavailable, CorepoolError
 
-__all__ = ["InOneProcess", "InProcesses", "Stage"]
+__all__ = ["InOneProcess", "InProcesses", "Setting", "Stage"]
 
 START_LIMIT = 30.0
 LEAVE_LIMIT = 60.0
@@ -72,27 +71,22 @@ class Setting:
 
 # --- in one process --------------------------------------------------------------------------------------------------
 
-_actor: ContextVar[str | None] = ContextVar("corepool_demo_node", default=None)
-
 
 @attrs.define(slots=True)
 class _Actor:
     node: Node
     backend: Backend
-    handlers: list[FileDigests]
 
 
 class InOneProcess:
-    """Nodes as tasks. Each task knows whose it is, because a context variable is inherited by the tasks a task makes."""
+    """Nodes as tasks of this process, each with a connection of its own."""
 
     def __init__(self, setting: Setting, ledger: Ledger) -> None:
         self._setting = setting
         self._ledger = ledger
         self._actors: dict[str, _Actor] = {}
-        self._tasks: dict[str, set[asyncio.Task[Any]]] = {}
 
     async def __aenter__(self) -> Self:
-        asyncio.get_running_loop().set_task_factory(self._make_task)
         return self
 
     async def __aexit__(
@@ -101,41 +95,24 @@ class InOneProcess:
         for name in list(self._actors):
             with contextlib.suppress(CorepoolError):  # the story is over; what it proves was measured before
                 await self.leave(name)
-        asyncio.get_running_loop().set_task_factory(None)
-
-    def _make_task(
-        self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
-    ) -> asyncio.Task[Any]:
-        task = asyncio.Task(coroutine, loop=loop, **options)
-        actor = _actor.get()
-        if actor is not None:
-            tasks = self._tasks.setdefault(actor, set())
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-        return task
 
     async def join(self, name: str) -> None:
-        await asyncio.create_task(self._join(name))  # a task of its own: the context variable must not leak into ours
-
-    async def _join(self, name: str) -> None:
-        _actor.set(name)
         setting = self._setting
         backend = await open_backend(setting.url)
-        node = await Node.open(backend, setting.pool, **setting.options)
-        handlers = [FileDigests(name, self._ledger) for _ in range(setting.workers)]
-        for handler in handlers:
-            await node.add_worker(handler)
-        self._actors[name] = _Actor(node, backend, handlers)
+        try:
+            node = await Node.open(backend, setting.pool, **setting.options)
+        except BaseException:  # whatever it was: without a node nobody would close the connection
+            await backend.aclose()
+            raise
+        self._actors[name] = _Actor(node, backend)
+        for _ in range(setting.workers):
+            await node.add_worker(FileDigests(name, self._ledger))
 
     async def crash(self, name: str) -> int:
         actor = self._actors.pop(name)
-        held = self._ledger.died(name, time.monotonic())
-        doomed = self._tasks.pop(name, set())
-        await actor.backend.aclose()  # first the connection: whatever its tasks do on their way out reaches nobody
-        while doomed:
-            for task in list(doomed):
-                task.cancel()
-            await asyncio.wait(list(doomed), timeout=1.0)
+        held = self._ledger.died(name, time.monotonic())  # first: what its threads still do reaches nobody
+        await actor.node.abandon()
+        await actor.backend.aclose()
         return held
 
     async def leave(self, name: str) -> int:

@@ -1,0 +1,150 @@
+"""``corepool sim run`` and ``corepool sim replay``: whole clusters in virtual time.
+
+Invariants: one line per seed, in the order of the seeds, printed as soon as its run has ended; a seed's digest is the same in
+every process of the same Python version.
+Neighbours: a thin layer over ``corepool_memory.sim``; what happens in a run is written in ``corepool.testing``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import typer
+
+from corepool.cli.common import JsonOption, emit, fail, note, set_up_logging, stdout
+from corepool.cli.exits import Exit
+from corepool.cli.scenarios import Scenario, ScenarioError, load_scenario
+from corepool_memory.sim.errors import TokenError
+from corepool_memory.sim.run import Result
+
+__all__ = ["register"]
+
+ScenarioOption = Annotated[
+    str,
+    typer.Option(
+        "--scenario",
+        metavar="NAME|MODULE:FUNCTION",
+        help="What happens in a run: 'pool', or a function of your own: async def scenario(cluster).",
+    ),
+]
+
+sim = typer.Typer(
+    name="sim",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Clusters in virtual time: look for violations, tell the story of one run.",
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.add_typer(sim)
+
+
+@sim.command()
+def run(
+    seeds: Annotated[int, typer.Option(min=1, help="How many runs.")] = 10,
+    first: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
+    scenario: ScenarioOption = "pool",
+    minimise: Annotated[bool, typer.Option(help="Reduce a failure to the decisions that matter.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """
+    Run a scenario with one seed after another; one line each.
+
+    The seed decides everything: latencies, losses, crashes, partitions, pauses, clocks, and what the clients do. Exits
+    with 1 if a run violated an invariant; its line carries the token that replays it.
+
+    \b
+    Examples:
+      corepool sim run --seeds 20
+      corepool sim run --seeds 500 --json > runs.jsonl
+      corepool sim run --scenario tests.feeds:scenario
+    """
+    set_up_logging(verbose=False, silent=True)
+    chosen = _load(scenario)
+    began = time.monotonic()
+    failed = 0
+    virtual = 0.0
+    if not as_json:
+        stdout.print(f"{'seed':>6} {'digest':16} {'steps':>9} {'virtual':>10} {'wall':>8}  faults")
+    for seed in range(first, first + seeds):
+        result = chosen.run(seed=seed, minimise=minimise)
+        failed += not result.passed
+        virtual += result.virtual_seconds
+        if as_json:
+            emit(_as_json(result))
+        else:
+            _print_line(result)
+    wall = time.monotonic() - began
+    note(f"{seeds} runs, {failed} failed, {virtual / 3600:.2f} virtual hours in {wall:.1f} s ({virtual / wall:,.0f} x)")
+    if failed:
+        fail(f"{failed} of {seeds} runs violated an invariant; replay one with: corepool sim replay TOKEN", Exit.FOUND)
+
+
+@sim.command()
+def replay(
+    token: Annotated[str, typer.Argument(metavar="TOKEN", show_default=False, help="As a failed run printed it.")],
+    scenario: ScenarioOption = "pool",
+    as_json: JsonOption = False,
+) -> None:
+    """
+    Tell the story of one run. Exits with 1 if it fails, as it did when the token was made, and with 0 if it passes now.
+
+    \b
+    Example:
+      corepool sim replay cps1.…
+    """
+    set_up_logging(verbose=False, silent=True)
+    try:
+        result = _load(scenario).run(token=token)
+    except TokenError as error:
+        fail(str(error), Exit.USAGE)
+    if as_json:
+        emit(_as_json(result) | {"story": list(result.trace)})
+    else:
+        for line in result.trace:
+            stdout.print(line, markup=False)
+        stdout.print(result.report("corepool sim replay {token}").splitlines()[0], markup=False)
+    if not result.passed:
+        raise typer.Exit(Exit.FOUND)
+
+
+def _load(name: str) -> Scenario:
+    try:
+        return load_scenario(name)
+    except ScenarioError as error:
+        fail(str(error), Exit.USAGE)
+
+
+def _as_json(result: Result) -> dict[str, Any]:
+    violations = [] if result.violation is None else [{"kind": result.violation.kind, "text": result.violation.text}]
+    return {
+        "seed": result.seed,
+        "digest": result.digest,
+        "steps": result.steps,
+        "virtual_seconds": round(result.virtual_seconds, 6),
+        "wall_seconds": round(result.wall_seconds, 4),
+        "faults": dict(result.faults),
+        "violations": violations,
+        "token": result.token,
+    }
+
+
+def _print_line(result: Result) -> None:
+    faults = _counted(result.faults.items()) or "none"
+    stdout.print(
+        f"{result.seed:6d} {result.digest:16.16} {result.steps:9,d} {result.virtual_seconds:8.1f} s "
+        f"{result.wall_seconds:6.2f} s  {faults}",
+        markup=False,
+    )
+    if result.violation is not None:
+        stdout.print(f"       [red]VIOLATION[/red] {result.violation.kind}", end=": ")
+        stdout.print(result.violation.text, markup=False)
+        stdout.print(f"       corepool sim replay {result.token}", markup=False)
+
+
+def _counted(items: Iterable[tuple[str, int]]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in items if count)
