@@ -49,11 +49,11 @@ def read_known_failures(path: Path, known_tests: Collection[str]) -> dict[str, K
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise KnownFailuresError(f"{path}: {error}") from error
-    listed = document.pop("failure", [])
-    if document or not isinstance(listed, list):
+    listed = cast("list[Any]", document.pop("failure", []))
+    if document or not isinstance(listed, list):  # pyright: ignore[reportUnnecessaryIsInstance]  read from a file
         raise KnownFailuresError(f"{path}: a list of [[failure]] tables and nothing else; found {', '.join(document)}")
     found: dict[str, KnownFailure] = {}
-    for number, raw in enumerate(cast("list[Any]", listed), 1):
+    for number, raw in enumerate(listed, 1):
         entry = _entry(f"{path}: failure {number}", raw)
         if entry.test not in known_tests:
             raise KnownFailuresError(f"{path}: failure {number}: the kit has no test {entry.test!r}: remove the entry")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -111,7 +111,8 @@ def pytest_pycollect_makeitem(collector: Any, name: str, obj: object) -> Generat
 @pytest.fixture
 def corepool_kit(request: pytest.FixtureRequest) -> Kit:
     """One contract test's view of the driver under test."""
-    return run_of(request.config).kit_for(request.node, request.cls)
+    node = cast("Any", request.node)  # pyright: ignore[reportUnknownMemberType]  untyped in pytest
+    return run_of(request.config).kit_for(node, node.cls)
 
 
 @pytest.hookimpl(wrapper=True)

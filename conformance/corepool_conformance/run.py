@@ -100,8 +100,8 @@ class Run:
             url=cast("str | None", config.getoption("--corepool-url")),
             seed=int(seed),
             known=known,
-            ack_wait=float(config.getoption("--corepool-ack-wait")),
-            patience=float(config.getoption("--corepool-patience")),
+            ack_wait=cast("float", config.getoption("--corepool-ack-wait")),
+            patience=cast("float", config.getoption("--corepool-patience")),
         )
 
     @property

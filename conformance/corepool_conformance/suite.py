@@ -10,6 +10,7 @@ from __future__ import annotations
 from corepool_conformance.contract.test_cancellation import TestCancellation
 from corepool_conformance.contract.test_capabilities import TestCapabilities
 from corepool_conformance.contract.test_commit import TestCommit
+from corepool_conformance.contract.test_histories import TestHistories
 from corepool_conformance.contract.test_limits import TestLimits
 from corepool_conformance.contract.test_map_watch import TestMapWatch
 from corepool_conformance.contract.test_maps import TestMaps
@@ -21,6 +22,7 @@ __all__ = ["CLASSES", "ConformanceSuite"]
 CLASSES = (
     TestMaps,
     TestMapWatch,
+    TestHistories,
     TestCommit,
     TestStreams,
     TestSinks,
@@ -33,6 +35,7 @@ CLASSES = (
 class ConformanceSuite(
     TestMaps,
     TestMapWatch,
+    TestHistories,
     TestCommit,
     TestStreams,
     TestSinks,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import attrs
 
@@ -251,7 +252,7 @@ async def consume(
     return got
 
 
-async def is_next_pending(kit: Kit, task: asyncio.Task[object], seconds: float) -> bool:
+async def is_next_pending(kit: Kit, task: asyncio.Task[Any], seconds: float) -> bool:
     """Whether a task is still waiting after ``seconds``."""
     done, _ = await asyncio.wait([task], timeout=seconds)
     return not done

@@ -115,11 +115,11 @@ class TestCancellation(Contract):
                 raise PromiseBroken("M6", f"a cancelled call that waits does not end as cancelled: {waiting}")
         async with asyncio.timeout(5):
             for number in range(200):
-                task = asyncio.ensure_future(m.set("k", b"%d" % number))
+                writing = asyncio.ensure_future(m.set("k", b"%d" % number))
                 await asyncio.sleep(0)
-                task.cancel()
-                await asyncio.wait([task])
-                assert task.cancelled() or task.exception() is None
+                writing.cancel()
+                await asyncio.wait([writing])
+                assert writing.cancelled() or writing.exception() is None
         final = await kit.within(5, m.set("k", b"final"), "a write after cancelled ones", "M6")
         assert await m.get("k") == Entry("k", b"final", final.revision)
 

@@ -222,7 +222,8 @@ class TestCommit(Contract):
     @promise("COMMIT", capability="atomic_commit")
     async def test_no_commit_reads_half_of_another(self, kit: Kit) -> None:
         namespaces = [await kit.namespace(await kit.backend()) for _ in range(2)]
-        await kit.map("left"), await kit.map("right")
+        for name in ("left", "right"):
+            await kit.map(name)
         if not (await kit.capabilities()).atomic_commit:
             return  # without the capability nothing is promised here, and nothing can refuse
         writing = True

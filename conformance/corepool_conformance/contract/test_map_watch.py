@@ -30,6 +30,19 @@ async def scribble(store: MapStore, ledger: Ledger, rng: random.Random, count: i
                 await ledger.set(store, key, b"%d-%d" % (number, rng.randrange(1000)))
 
 
+async def write_until_acknowledged(kit: Kit, store: MapStore, ledger: Ledger, number: int) -> None:
+    """Write until one write is acknowledged; what a failed one may have done is overwritten by it."""
+
+    async def works() -> bool:
+        try:
+            await ledger.set(store, "probe", b"%d" % number)
+        except (BackendUnavailable, OutcomeUnknown):  # what the cut did; any other error breaks M5
+            return False
+        return True
+
+    await kit.eventually(works, "a write after the connection was healed", "M3", within=15)
+
+
 class TestMapWatch(Contract):
     @promise("M3")
     async def test_a_watch_begins_with_a_snapshot(self, kit: Kit) -> None:
@@ -275,18 +288,6 @@ class TestMapWatch(Contract):
             await kit.harness.cut()
             await asyncio.sleep(0.1)
             await kit.harness.heal()
-            await self._back(kit, store, ledger, round_number)
+            await write_until_acknowledged(kit, store, ledger, round_number)
         await follower.reached(ledger.revision, within=20)
         assert follower.replica == ledger.state(ledger.revision)
-
-    async def _back(self, kit: Kit, store: MapStore, ledger: Ledger, number: int) -> None:
-        """Write until one write is acknowledged; what a failed one may have done is overwritten by it."""
-
-        async def works() -> bool:
-            try:
-                await ledger.set(store, "probe", b"%d" % number)
-            except (BackendUnavailable, OutcomeUnknown):  # what the cut did; any other error breaks M5
-                return False
-            return True
-
-        await kit.eventually(works, "a write after the connection was healed", "M3", within=15)

@@ -305,13 +305,10 @@ class TestSinks(Contract):
         sink = await self._joined(kit, stream)
         await fill(writer, 2, "old")
         old = await consume(kit, sink, 1, ack=False)
-        waiting: asyncio.Task[object] | None = None
         await writer.destroy()
         assert await sink.ack([old[0].receipt]) == [False], "the receipt of a destroyed stream was honoured"
         receiving = kit.spawn(sink.receive())
-        waiting = receiving  # type: ignore[assignment]  # asyncio.Task is invariant; only its end is asked for
-        assert waiting is not None
-        assert await is_next_pending(kit, waiting, 0.2), "a receive ended although the stream is gone"
+        assert await is_next_pending(kit, receiving, 0.2), "a receive ended although the stream is gone"
         await fill(writer, 3, "new")
         first = await kit.within(10, receiving, "the next life of a stream", "S5")
         assert payloads(first) == ["new0"]

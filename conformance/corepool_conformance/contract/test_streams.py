@@ -37,6 +37,22 @@ async def _push(stream: StreamStore, stop: asyncio.Event) -> None:
         await stream.append(NewEvent("e", b"x"), only_if_exists=True)
 
 
+async def append_until_acknowledged(kit: Kit, stream: StreamStore, number: int) -> str:
+    """Append until one append is acknowledged."""
+    ids: list[str | None] = []
+
+    async def works() -> bool:
+        try:
+            ids.append(await stream.append(NewEvent("e", b"probe%d" % number)))
+        except (BackendUnavailable, OutcomeUnknown):  # what the cut did; any other error breaks M5
+            return False
+        return True
+
+    await kit.eventually(works, "an append after the connection was healed", "M3", within=15)
+    assert ids[-1] is not None
+    return ids[-1]
+
+
 class TestStreams(Contract):
     # --- S1 ----------------------------------------------------------------------------------------------------------
 
@@ -442,25 +458,10 @@ class TestStreams(Contract):
             await asyncio.sleep(0.1)
             await kit.harness.heal()
 
-            acknowledged.append(await self._back(kit, stream, round_number))
+            acknowledged.append(await append_until_acknowledged(kit, stream, round_number))
         seen: list[str] = []
         while not seen or seen[-1] != acknowledged[-1]:
             seen.append((await kit.within(20, anext(reading), "a reader after its connection was healed", "M3")).id)
         assert seen == sorted(set(seen)), "a reader went back or gave an event twice"
         if missing := sorted(set(acknowledged) - set(seen)):
             raise PromiseBroken("M3", f"a reader skipped {len(missing)} acknowledged events: {missing[:5]}")
-
-    async def _back(self, kit: Kit, stream: StreamStore, number: int) -> str:
-        """Append until one append is acknowledged."""
-        ids: list[str | None] = []
-
-        async def works() -> bool:
-            try:
-                ids.append(await stream.append(NewEvent("e", b"probe%d" % number)))
-            except (BackendUnavailable, OutcomeUnknown):  # what the cut did; any other error breaks M5
-                return False
-            return True
-
-        await kit.eventually(works, "an append after the connection was healed", "M3", within=15)
-        assert ids[-1] is not None
-        return ids[-1]
