@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -180,19 +181,20 @@ def explain(
     if as_json:
         emit(found)
         return
+    token = found.pop("token")
+    moves: list[dict[str, Any]] = found.pop("moves")
+    found["token"] = f"{token['generation']}.{token['revision']}" if token else None
+    found["since"] = _when(found["since"])
     for name, value in found.items():
-        if isinstance(value, list):
-            stdout.print(f"{name}:", markup=False)
-            for line in value:
-                stdout.print(f"  {_one_line(line)}", markup=False)
-        else:
-            stdout.print(f"{name + ':':12} {_one_line(value)}", markup=False)
+        stdout.print(f"{name.replace('_', ' ') + ':':13} {'-' if value in (None, '') else value}", markup=False)
+    stdout.print("moves:")
+    for move in moves:
+        worker = move["worker"] or "no worker yet"
+        stdout.print(f"  {_when(move['wall'])}  epoch {move['epoch']}: to {worker}: {move['why']}", markup=False)
 
 
-def _one_line(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {entry}" for name, entry in value.items())
-    return "-" if value is None or value == "" else str(value)
+def _when(wall: float) -> str:
+    return datetime.fromtimestamp(wall, UTC).astimezone().isoformat(sep=" ", timespec="seconds")
 
 
 def _done(what: str, key: str, as_json: bool) -> None:

@@ -76,26 +76,26 @@ class Observer:
                 states[record.state.value] += 1
                 owned[record.worker] += 1
         nodes = [
-            record
+            node
             async for one in store.map(store.nodes).scan()
-            if (record := store.decoded(one.value, NodeRecord, store.nodes)) is not None
+            if (node := store.decoded(one.value, NodeRecord, store.nodes)) is not None
         ]
         workers = {
-            one.key: record
+            one.key: worker
             async for one in store.map(store.workers).scan()
-            if (record := store.decoded(one.value, WorkerRecord, store.workers)) is not None
+            if (worker := store.decoded(one.value, WorkerRecord, store.workers)) is not None
         }
         silence = await self._silence(store)
         views = [
-            WorkerView(key, record.node, record.state.value, owned[key], silence.get(key, 0.0))
-            for key, record in workers.items()
+            WorkerView(key, worker.node, worker.state.value, owned[key], silence.get(key, 0.0))
+            for key, worker in workers.items()
         ]
         return Overview(
             pool=self._pool,
             exists=True,
             shutdown=pool.shutdown,
-            nodes=sum(not record.client_only for record in nodes),
-            clients=sum(record.client_only for record in nodes),
+            nodes=sum(not node.client_only for node in nodes),
+            clients=sum(node.client_only for node in nodes),
             workers=tuple(sorted(views, key=lambda view: (view.node, view.worker))),
             jobs={state.value: states[state.value] for state in JobState},
             waiting=owned[""],

@@ -31,7 +31,6 @@ ScenarioOption = Annotated[
 ]
 
 sim = typer.Typer(
-    name="sim",
     no_args_is_help=True,
     rich_markup_mode=None,
     help="Clusters in virtual time: look for violations, tell the story of one run.",
@@ -40,7 +39,7 @@ sim = typer.Typer(
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    app.add_typer(sim)
+    app.add_typer(sim, name="sim")
 
 
 @sim.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -15,11 +16,20 @@ from corepool.cli.app import app
 Cli = Callable[..., Awaitable[Result]]
 
 
+_numbers = itertools.count()
+
+
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch) -> Cli:
+def memory_url() -> str:
+    """A store of the test's own: what is in ``memory://name`` stays there as long as the process."""
+    return f"memory://cli-{next(_numbers)}"
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, memory_url: str) -> Cli:
     """``await cli("dispatch", "k")``: the command's own thread parses and prints, its coroutine runs in the test's loop."""
 
-    async def invoke(*arguments: str, url: str = "memory://cli", pool: str = "p", stdin: bytes | None = None) -> Result:
+    async def invoke(*arguments: str, url: str = memory_url, pool: str = "p", stdin: bytes | None = None) -> Result:
         loop = asyncio.get_running_loop()
 
         def run_here(main: Coroutine[Any, Any, Any]) -> Any:

@@ -32,9 +32,9 @@ class Recorder:
 
 
 @pytest.fixture
-async def recorder() -> AsyncIterator[Recorder]:
+async def recorder(memory_url: str) -> AsyncIterator[Recorder]:
     handler = Recorder()
-    async with corepool.connect("memory://cli") as backend, corepool.Node(backend, "p") as node:
+    async with corepool.connect(memory_url) as backend, corepool.Node(backend, "p") as node:
         await node.add_worker(handler)
         yield handler
 
