@@ -5,7 +5,7 @@ registers with compare-and-set, outcomes unknown allowed; and the reduction of a
 Invariants: linearizability is compositional, so a history is judged key by key, unless it holds a `clear`, which joins all
 keys. Every value written in a history is unique, so a value says which write it is. Cutting a history at a point in time,
 and removing calls that changed nothing, never make a good history bad: a reduced history proves what the whole one proves.
-Neighbours: pure; `Recorder` (in ``recording.py``) makes the histories, the contract tests judge them.
+Neighbours: pure; `corepool_conformance.recording` makes the histories, the contract tests judge them.
 """
 
 from __future__ import annotations

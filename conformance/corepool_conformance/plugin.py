@@ -55,6 +55,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "corepool_contract: a test of corepool's conformance kit (set by the kit)")
+    config.pluginmanager.register(_Recorder(config), "corepool_conformance_recorder")
 
 
 def run_of(config: pytest.Config) -> Run:
@@ -82,20 +83,20 @@ def _names_the_kit(argument: str) -> bool:
     return argument.startswith("corepool_conformance") or path == _HERE or _HERE in path.parents
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    kit_items = [item for item in items if _contract_of(item) is not None]
-    if kit_items:
-        run_of(config).admit(kit_items)
+def _is_contract_test(item: pytest.Item) -> bool:
+    return hasattr(getattr(item, "function", None), "corepool_contract")
 
 
-def _contract_of(item: pytest.Item) -> Any:
-    return getattr(getattr(item, "function", None), "corepool_contract", None)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _is_contract_test(item):
+            item.add_marker(pytest.mark.corepool_contract)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    if any(_contract_of(item) is not None for item in session.items):
-        run_of(session.config).check_selection(session.items)
+    if tests := [item for item in session.items if _is_contract_test(item)]:
+        run_of(session.config).check_selection(tests)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -120,18 +121,33 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if _contract_of(item) is not None:
+    if _is_contract_test(item):
         run_of(item.config).judge(item, call, report)
     return report
 
 
+def _result(report: pytest.TestReport | pytest.CollectReport) -> dict[str, Any] | None:
+    """The kit's result that a report carries; see ``run.RESULT``."""
+    properties = cast("list[tuple[str, Any]]", getattr(report, "user_properties", []))
+    return next((value for name, value in properties if name == "corepool_result"), None)
+
+
 def pytest_report_teststatus(report: pytest.TestReport | pytest.CollectReport) -> tuple[str, str, str] | None:
-    verdict = dict(getattr(report, "user_properties", [])).get("corepool_verdict")
-    if verdict == "not tested" and report.skipped:
-        return "not tested", "n", "NOT TESTED"
-    if verdict == "known failure" and report.skipped:
-        return "known failure", "k", "KNOWN FAILURE"
-    return None
+    result = _result(report) if report.skipped else None
+    if result is None:
+        return None
+    return result["outcome"], result["outcome"][0], str(result["outcome"]).upper()
+
+
+class _Recorder:
+    """Takes the results, in the process that reports (not in a worker of pytest-xdist)."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if _result(report) is not None:
+            run_of(self._config).record(report)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str] | None:
@@ -142,14 +158,15 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if _RUN in config.stash and config.stash[_RUN].verdicts:
+    run = config.stash.get(_RUN, None)
+    if run is not None and run.targets:
         terminalreporter.section("corepool conformance")
-        for line in config.stash[_RUN].table():
+        for line in run.table():
             terminalreporter.write_line(line)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     target = session.config.getoption("--corepool-report")
-    if target and _RUN in session.config.stash:
-        config_run = session.config.stash[_RUN]
-        Path(str(target)).write_text(config_run.as_json() + "\n", encoding="utf-8")
+    run = session.config.stash.get(_RUN, None)
+    if target and run is not None and not hasattr(session.config, "workerinput"):
+        Path(str(target)).write_text(run.as_json() + "\n", encoding="utf-8")

@@ -1,103 +1,102 @@
 """The result of a run, for people and for machines.
 
 Purpose: levels, a table, JSON.
-Invariants: a level says exactly what was tested: ``core`` stands only if every core test ran and none failed, known failures
-included; what was not tested is listed beside it.
-Neighbours: reads a ``Run``; ``matrix.py`` reads the JSON.
+Invariants: a level says exactly what was tested: ``core`` stands only if every core test of the kit was run (or is named as not
+tested, for want of a hook) and none failed, known failures included; equal results are equal texts.
+Neighbours: reads `corepool_conformance.results`; ``matrix.py`` reads the JSON.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from typing import Any
 
-import attrs
+from corepool_conformance.results import FAILED, KNOWN, NOT_TESTED, PASSED, Result, Target
 
-if TYPE_CHECKING:
-    from corepool_conformance.run import Run, Verdict
-
-__all__ = ["as_json", "levels", "summary", "table"]
+__all__ = ["FORMAT", "as_json", "is_complete", "levels", "summary", "table"]
 
 FORMAT = 1
 """The version of the JSON document."""
 
 
-def levels(run: Run) -> list[str]:
+def is_complete(target: Target, kit: Collection[str]) -> bool:
+    """Whether every test of the kit has a result."""
+    return set(target.results) >= set(kit)
+
+
+def levels(target: Target, kit: Collection[str]) -> list[str]:
     """``["core", "atomic_commit", …]``: empty if the run was partial or a core test did not hold."""
-    if not run.complete or run.capabilities is None:
+    if not is_complete(target, kit):
         return []
-    held: list[str] = []
-    if _holds([verdict for verdict in run.verdicts.values() if verdict.test.capability is None]):
-        held.append("core")
-        declared = attrs.asdict(run.capabilities)
-        by_capability: dict[str, list[Verdict]] = {}
-        for verdict in run.verdicts.values():
-            if verdict.test.capability is not None:
-                by_capability.setdefault(verdict.test.capability, []).append(verdict)
-        held += sorted(name for name, verdicts in by_capability.items() if declared.get(name) and _proven(verdicts))
-    return held
+    results = list(target.results.values())
+    if not _held([result for result in results if result.capability is None]):
+        return []
+    declared = target.capabilities or {}
+    proven = [
+        name
+        for name in sorted({result.capability for result in results if result.capability})
+        if declared.get(name) and _held([result for result in results if result.capability == name])
+    ]
+    return ["core", *proven]
 
 
-def _holds(verdicts: list[Verdict]) -> bool:
-    return all(verdict.outcome in ("passed", "not tested") for verdict in verdicts)
+def _held(results: Sequence[Result]) -> bool:
+    outcomes = {result.outcome for result in results}
+    return PASSED in outcomes and outcomes <= {PASSED, NOT_TESTED}
 
 
-def _proven(verdicts: list[Verdict]) -> bool:
-    return _holds(verdicts) and any(verdict.outcome == "passed" for verdict in verdicts)
-
-
-def summary(run: Run) -> dict[str, Any]:
-    """The result as plain data; sorted, so that two equal results are equal texts."""
+def summary(target: Target, kit: Collection[str]) -> dict[str, Any]:
+    """One backend's result as plain data."""
     return {
-        "format": FORMAT,
-        "url": run.shown_url,
-        "seed": run.seed,
-        "complete": run.complete,
-        "levels": levels(run),
-        "capabilities": attrs.asdict(run.capabilities) if run.capabilities else None,
+        "name": target.name,
+        "url": target.shown,
+        "complete": is_complete(target, kit),
+        "levels": levels(target, kit),
+        "capabilities": target.capabilities,
         "tests": [
             {
-                "id": name,
-                "promises": list(verdict.test.promises),
-                "capability": verdict.test.capability,
-                "outcome": verdict.outcome,
-                "seconds": round(verdict.seconds, 3),
-                "text": verdict.text,
+                "id": result.test,
+                "promises": list(result.promises),
+                "capability": result.capability,
+                "outcome": result.outcome,
+                "seconds": result.seconds,
+                "text": result.text,
             }
-            for name, verdict in sorted(run.verdicts.items())
+            for _, result in sorted(target.results.items())
         ],
     }
 
 
-def as_json(run: Run) -> str:
-    """`summary` as a JSON document."""
-    return json.dumps(summary(run), indent=2, ensure_ascii=False)
+def as_json(seed: int, targets: Sequence[Target], kit: Collection[str]) -> str:
+    """The whole run as a JSON document."""
+    document = {"format": FORMAT, "seed": seed, "targets": [summary(target, kit) for target in targets]}
+    return json.dumps(document, indent=2, ensure_ascii=False)
 
 
-def table(run: Run) -> list[str]:
+def table(target: Target, kit: Collection[str]) -> list[str]:
     """One line per promise, then what was not tested, then the level."""
     outcomes: dict[str, Counter[str]] = {}
-    for verdict in run.verdicts.values():
-        for name in verdict.test.promises:
-            outcomes.setdefault(name, Counter())[verdict.outcome] += 1
-    lines = [f"{'promise':<10}{'passed':>8}{'failed':>8}{'known':>8}{'not tested':>12}"]
-    for name in sorted(outcomes):
-        count = outcomes[name]
-        lines.append(
-            f"{name:<10}{count['passed']:>8}{count['failed']:>8}{count['known failure']:>8}{count['not tested']:>12}"
-        )
-    for name, verdict in sorted(run.verdicts.items()):
-        if verdict.outcome in ("not tested", "known failure"):
-            lines.append(f"{verdict.outcome}: {name}: {verdict.text.removeprefix('not tested: ')}")
-    lines.append(_verdict(run))
+    for result in target.results.values():
+        for name in result.promises:
+            outcomes.setdefault(name, Counter())[result.outcome] += 1
+    lines = [target.shown, f"  {'promise':<10}{'passed':>8}{'failed':>8}{'known':>8}{'not tested':>12}"]
+    for name, count in sorted(outcomes.items()):
+        lines.append(f"  {name:<10}{count[PASSED]:>8}{count[FAILED]:>8}{count[KNOWN]:>8}{count[NOT_TESTED]:>12}")
+    for name, result in sorted(target.results.items()):
+        if result.outcome in (NOT_TESTED, KNOWN):
+            lines.append(f"  {result.outcome}: {name}: {result.text}")
+    lines.append(f"  level: {_level(target, kit)}")
     return lines
 
 
-def _verdict(run: Run) -> str:
-    if not run.complete:
-        return "level: none claimed, this was a part of the kit only"
-    held = levels(run)
+def _level(target: Target, kit: Collection[str]) -> str:
+    if not is_complete(target, kit):
+        return f"none claimed: {len(set(kit) - set(target.results))} of {len(kit)} tests were not run"
+    held = levels(target, kit)
     if not held:
-        return "level: none"
-    return "level: " + held[0] + ("" if len(held) == 1 else " + {" + ", ".join(held[1:]) + "}")
+        return "none"
+    untested = sum(result.outcome == NOT_TESTED for result in target.results.values())
+    capabilities = f" + {{{', '.join(held[1:])}}}" if held[1:] else ""
+    return f"core{capabilities}" + (f" ({untested} tests of the harness's hooks not tested)" if untested else "")

@@ -1,9 +1,9 @@
-"""One run of the kit: what was admitted, what became of each test, and the levels that follow.
+"""One run of the kit: what may run, what became of each test, and whether the result may be believed.
 
-Purpose: all the state of a pytest run with contract tests in it, and the rules that keep its result honest.
-Invariants: a test is never overridden, skipped or marked as expected to fail from outside; a level is claimed only by a run
-of all the tests it stands on; the URL is shown without its credentials.
-Neighbours: driven by ``plugin.py``'s hooks; ``report.py`` renders it.
+Purpose: the state of a pytest run with contract tests in it, and the rules that keep its result honest.
+Invariants: a test is never overridden, skipped or marked as expected to fail from outside; a backend that cannot be reached
+fails its tests; a URL is shown without its credentials.
+Neighbours: driven by ``plugin.py``'s hooks; ``report.py`` renders the results.
 """
 
 from __future__ import annotations
@@ -26,10 +26,16 @@ from corepool_conformance.harness import Harness, UrlHarness
 from corepool_conformance.kit import REGISTRY, Contract, ContractTest, Kit
 from corepool_conformance.known import KnownFailure, KnownFailuresError, read_known_failures
 from corepool_conformance.promises import explain
+from corepool_conformance.results import FAILED, KNOWN, NOT_TESTED, PASSED, Result, Target
 
-__all__ = ["Run", "redact", "refuse_overrides"]
+__all__ = ["RESULT", "Run", "contract_of", "redact", "refuse_overrides"]
+
+RESULT = "corepool_result"
+"""The user property of a pytest report that carries a `Result`."""
 
 _FORBIDDEN_MARKS = ("skip", "skipif", "xfail", "usefixtures")
+_KIT = pytest.StashKey[Kit]()
+_BACKEND = pytest.StashKey["_Backend"]()
 
 
 def redact(url: str) -> str:
@@ -37,31 +43,77 @@ def redact(url: str) -> str:
     return re.sub(r"//[^/@]*@", "//***@", url).partition("?")[0]
 
 
+def contract_of(item: pytest.Item) -> ContractTest | None:
+    """What the kit knows of a test; None if it is not one of the kit's."""
+    return getattr(getattr(item, "function", None), "corepool_contract", None)
+
+
 def refuse_overrides(cls: type) -> None:
     """Raises:
-    pytest.UsageError: the class overrides a test, or the fixture, of the kit.
+    pytest.UsageError: the class overrides a test, a helper or the fixture of the kit.
     """
     own: set[type] = {Contract, *suite.CLASSES, suite.ConformanceSuite}
-    tested = {name: base for base in own for name in vars(base) if name.startswith("test_") or name == "kit"}
+    taken = {name: base for base in own for name in vars(base) if not name.startswith("__")}
     for ancestor in cls.__mro__:
         if ancestor in own or ancestor is object:
             continue
         for name in vars(ancestor):
-            if name in tested:
+            if name in taken and name not in ("harness", "corepool_contract_class"):
                 raise pytest.UsageError(
-                    f"{ancestor.__module__}.{ancestor.__qualname__} overrides {tested[name].__name__}.{name}. A contract test "
+                    f"{ancestor.__module__}.{ancestor.__qualname__} overrides {taken[name].__name__}.{name}. A contract test "
                     f"cannot be replaced: list it in known_failures.toml, with its reason, or report a fault of the kit"
                 )
 
 
 @attrs.define(slots=True)
-class Verdict:
-    """What became of one test: passed, failed, known failure or not tested; ``text`` says why."""
+class _Backend:
+    """A harness, and what was learnt when it was first reached."""
 
-    test: ContractTest
-    outcome: str
-    seconds: float
-    text: str = ""
+    name: str
+    shown: str
+    harness: Harness
+    capabilities: Capabilities | None = None
+    trouble: str | None = None
+
+    def reach(self, ack_wait: float | None) -> None:
+        """Connect once per run."""
+        if self.capabilities is None and self.trouble is None:
+            if ack_wait is not None:
+                self.harness.ack_wait = ack_wait
+            try:
+                self.capabilities = asyncio.run(_look(self.harness))
+            except Exception as error:  # noqa: BLE001  whatever kept us from connecting, every test must say so and fail
+                self.trouble = f"{type(error).__name__}: {error}"
+
+
+async def _look(harness: Harness) -> Capabilities:
+    """Connect twice: two connections must find the same store, else no test of the kit means anything.
+
+    Raises:
+        RuntimeError: they do not.
+    """
+    await harness.begin(())
+    try:
+        async with asyncio.timeout(20 * harness.patience):
+            one = await harness.connect()
+            try:
+                two = await harness.connect()
+                try:
+                    name = harness.fresh_namespace()
+                    await one.namespace(name).map("probe").set("probe", b"probe")
+                    seen = await two.namespace(name).map("probe").get("probe")
+                    await one.namespace(name).map("probe").destroy()
+                finally:
+                    await two.aclose()
+                if seen is None:
+                    raise RuntimeError(
+                        "two connections do not find the same store; give the URL or the harness one store"
+                    )
+                return one.capabilities
+            finally:
+                await one.aclose()
+    finally:
+        await harness.end()
 
 
 @attrs.define(slots=True)
@@ -71,13 +123,10 @@ class Run:
     url: str | None
     seed: int
     known: dict[str, KnownFailure]
-    ack_wait: float
+    ack_wait: float | None
     patience: float
-    verdicts: dict[str, Verdict] = attrs.field(factory=dict[str, Verdict])
-    capabilities: Capabilities | None = None
-    selected: set[str] = attrs.field(factory=set[str])
-    _harnesses: dict[object, Harness] = attrs.field(factory=dict[object, Harness])
-    _unreachable: dict[int, str | None] = attrs.field(factory=dict[int, "str | None"])
+    targets: dict[str, Target] = attrs.field(factory=dict[str, Target])
+    _backends: dict[object, _Backend] = attrs.field(factory=dict[object, _Backend])
 
     @classmethod
     def from_config(cls, config: pytest.Config) -> Run:
@@ -91,16 +140,15 @@ class Run:
             known = read_known_failures(Path(str(path)), REGISTRY) if path else {}
         except KnownFailuresError as error:
             raise pytest.UsageError(str(error)) from None
-        seed = config.getoption("--corepool-seed")
+        seed = cast("int | None", config.getoption("--corepool-seed"))
         if seed is None:
-            # Workers of pytest-xdist are separate processes and must draw the same seed.
-            shared = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-            seed = random.Random(shared).randrange(2**32)
+            # Workers of pytest-xdist are processes of their own and must draw the same seed.
+            seed = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID")).randrange(2**32)
         return cls(
             url=cast("str | None", config.getoption("--corepool-url")),
-            seed=int(seed),
+            seed=seed,
             known=known,
-            ack_wait=cast("float", config.getoption("--corepool-ack-wait")),
+            ack_wait=cast("float | None", config.getoption("--corepool-ack-wait")),
             patience=cast("float", config.getoption("--corepool-patience")),
         )
 
@@ -109,22 +157,11 @@ class Run:
         """For people: without credentials."""
         return redact(self.url) if self.url else "(harness)"
 
-    # --- collection --------------------------------------------------------------------------------------------------
-
-    def admit(self, items: Sequence[pytest.Item]) -> None:
-        """Note what was collected, and mark it."""
-        for item in items:
-            item.add_marker(pytest.mark.corepool_contract)
-
     def check_selection(self, items: Sequence[pytest.Item]) -> None:
         """Raises:
         pytest.UsageError: something outside the kit marked a contract test as skipped or expected to fail.
         """
         for item in items:
-            about = _about(item)
-            if about is None:
-                continue
-            self.selected.add(about.id)
             for mark in _FORBIDDEN_MARKS:
                 if item.get_closest_marker(mark) is not None:
                     raise pytest.UsageError(
@@ -136,76 +173,80 @@ class Run:
 
     def kit_for(self, item: pytest.Item, cls: type[Contract]) -> Kit:
         """The kit for a test; fails at once if the backend cannot be reached, and says if the test cannot be done here."""
-        about = _about(item)
+        about = contract_of(item)
         assert about is not None, "the fixture corepool_kit is for contract tests"
-        harness = self._harness(cls)
-        self._reach(harness)
-        assert self.capabilities is not None
-        if missing := [hook for hook in about.needs if not harness.offers(hook)]:
-            pytest.skip(f"not tested: the harness offers no {', '.join(missing)}")
-        if about.multi_process and not (harness.url and self.capabilities.multi_process):
-            pytest.skip("not tested: needs a URL that another process can open, and the capability multi_process")
-        kit = Kit(harness, f"{self.seed}/{about.id}")
+        backend = item.stash[_BACKEND] = self._backend(cls)
+        backend.reach(self.ack_wait)
+        if backend.capabilities is None:
+            pytest.fail(f"cannot reach the backend under test: {backend.trouble}", pytrace=False)
+        if missing := [hook for hook in about.needs if not backend.harness.offers(hook)]:
+            pytest.skip(f"the harness offers no {', '.join(missing)}")
+        if about.multi_process and not (backend.harness.url and backend.capabilities.multi_process):
+            pytest.skip("needs a URL that another process can open, and the capability multi_process")
+        kit = Kit(backend.harness, f"{self.seed}/{about.id}")
         item.stash[_KIT] = kit
         return kit
 
-    def _harness(self, cls: type[Contract]) -> Harness:
+    def _backend(self, cls: type[Contract]) -> _Backend:
         given = cls.harness
-        if given not in self._harnesses:
+        key = given if isinstance(given, Harness) else cls if given is not None else None
+        if key not in self._backends:
             if given is None:
                 if self.url is None:
                     raise pytest.UsageError(f"{cls.__name__} has no harness, and there is no --corepool-url")
-                self._harnesses[given] = UrlHarness(self.url, ack_wait=self.ack_wait, patience=self.patience)
+                self._backends[key] = _Backend("", redact(self.url), UrlHarness(self.url, patience=self.patience))
             else:
-                self._harnesses[given] = given if isinstance(given, Harness) else given()
-        return self._harnesses[given]
+                harness = given if isinstance(given, Harness) else given()
+                harness.patience = max(harness.patience, self.patience)
+                shown = redact(harness.url) if harness.url else f"{cls.__module__}.{cls.__qualname__}"
+                self._backends[key] = _Backend(f"{cls.__module__}.{cls.__qualname__}", shown, harness)
+        return self._backends[key]
 
-    def _reach(self, harness: Harness) -> None:
-        """Connect once per run. What cannot be reached fails every test: never a skip."""
-        if id(harness) not in self._unreachable:
-            try:
-                self.capabilities = asyncio.run(_capabilities(harness))
-                self._unreachable[id(harness)] = None
-            except Exception as error:  # noqa: BLE001  whatever kept us from connecting, the run must say so and fail
-                self._unreachable[id(harness)] = f"{type(error).__name__}: {error}"
-        if trouble := self._unreachable[id(harness)]:
-            pytest.fail(f"cannot reach the backend under test: {trouble}", pytrace=False)
-
-    def judge(self, item: pytest.Item, call: pytest.CallInfo[None], result: pytest.TestReport) -> None:
-        """Turn pytest's result of a phase into the kit's verdict, and complete a failure's message."""
-        about = _about(item)
+    def judge(self, item: pytest.Item, call: pytest.CallInfo[None], phase: pytest.TestReport) -> None:
+        """Turn pytest's result of a phase into the kit's, and complete a failure's message."""
+        about = contract_of(item)
         assert about is not None
         known = self.known.get(about.id)
-        if result.skipped and not (about.needs or about.multi_process):
-            result.outcome = "failed"
-            result.longrepr = (
-                f"{about.id} was skipped from outside ({_reason(result)}); list it in known_failures.toml instead"
+        if phase.skipped and not (about.needs or about.multi_process):
+            self._fail(
+                phase, f"{about.id} was skipped from outside ({_reason(phase)}); list it in known_failures.toml instead"
             )
-            self._note(about, "failed", result, str(result.longrepr))
-        elif result.skipped:
-            self._note(about, "not tested", result, _reason(result))
-        elif result.failed and known is not None and result.when == "call":
-            result.outcome = "skipped"
-            result.wasxfail = f"{known.kind}: {known.reason} ({known.issue})"
-            self._note(about, "known failure", result, result.wasxfail)
-        elif result.failed:
-            result.sections.append(("corepool conformance", self._help(item, about)))
-            text = str(call.excinfo.value) if call.excinfo else str(result.longrepr)
-            self._note(about, "failed", result, text)
-        elif result.when == "call" and known is not None:
-            result.outcome = "failed"
-            result.longrepr = (
-                f"{about.id} passes, yet it is listed as a known failure ({known.reason}): remove the entry"
+            self._note(item, about, FAILED, phase, str(phase.longrepr))
+        elif phase.skipped:
+            self._note(item, about, NOT_TESTED, phase, _reason(phase))
+        elif phase.failed and known is not None and phase.when == "call":
+            phase.outcome = "skipped"
+            phase.wasxfail = f"{known.kind}: {known.reason} ({known.issue})"
+            self._note(item, about, KNOWN, phase, phase.wasxfail)
+        elif phase.failed:
+            phase.sections.append(("corepool conformance", self._help(item, about)))
+            self._note(item, about, FAILED, phase, str(call.excinfo.value) if call.excinfo else str(phase.longrepr))
+        elif phase.when == "call" and known is not None:
+            self._fail(
+                phase, f"{about.id} passes, yet it is listed as a known failure ({known.reason}): remove the entry"
             )
-            self._note(about, "failed", result, str(result.longrepr))
-        elif result.when == "call":
-            self._note(about, "passed", result, "")
+            self._note(item, about, FAILED, phase, str(phase.longrepr))
+        elif phase.when == "call":
+            self._note(item, about, PASSED, phase, "")
 
-    def _note(self, about: ContractTest, outcome: str, result: pytest.TestReport, text: str) -> None:
-        result.user_properties.append(("corepool_verdict", outcome))
-        earlier = self.verdicts.get(about.id)
-        if earlier is None or earlier.outcome != "failed":  # a failure stays one, whatever the tear-down says
-            self.verdicts[about.id] = Verdict(about, outcome, result.duration, text)
+    def _fail(self, phase: pytest.TestReport, text: str) -> None:
+        phase.outcome = "failed"
+        phase.longrepr = text
+
+    def _note(self, item: pytest.Item, about: ContractTest, outcome: str, phase: pytest.TestReport, text: str) -> None:
+        backend = item.stash.get(_BACKEND, None)
+        result = Result(
+            target=backend.name if backend else "",
+            shown=backend.shown if backend else self.shown_url,
+            test=about.id,
+            promises=about.promises,
+            capability=about.capability,
+            outcome=outcome,
+            seconds=round(phase.duration, 3),
+            text=text,
+            capabilities=attrs.asdict(backend.capabilities) if backend and backend.capabilities else None,
+        )
+        phase.user_properties.append((RESULT, result.to_json()))
 
     def _help(self, item: pytest.Item, about: ContractTest) -> str:
         lines = [f"promise  {explain(name)}" for name in about.promises]
@@ -218,49 +259,31 @@ class Run:
 
     def _replay(self, item: pytest.Item) -> str:
         cls = cast("type[Contract]", getattr(item, "cls", Contract))
-        options = f"--corepool-seed={self.seed}"
+        python = f"{Path(sys.executable).name} -m pytest"
         if cls.harness is not None:
-            return f"{Path(sys.executable).name} -m pytest '{item.nodeid}' {options}"
+            return f"{python} '{item.nodeid}' --corepool-seed={self.seed}"
         where = f"{cls.__module__}::{cls.__name__}::{item.name}"
-        return f"{Path(sys.executable).name} -m pytest --pyargs {where} '--corepool-url={self.shown_url}' {options}"
+        return f"{python} --pyargs {where} '--corepool-url={self.shown_url}' --corepool-seed={self.seed}"
 
     # --- the result --------------------------------------------------------------------------------------------------
 
-    @property
-    def complete(self) -> bool:
-        """Whether every test of the kit has a verdict."""
-        return set(self.verdicts) >= set(REGISTRY)
+    def record(self, phase: pytest.TestReport) -> None:
+        """Take the result that a report carries, from this process or another."""
+        for name, value in phase.user_properties:
+            if name == RESULT:
+                result = Result.from_json(cast("dict[str, Any]", value))
+                self.targets.setdefault(result.target, Target(result.target, result.shown)).add(result)
 
     def table(self) -> list[str]:
         """The result for the terminal."""
-        return report.table(self)
+        return [line for target in self.targets.values() for line in report.table(target, REGISTRY)]
 
     def as_json(self) -> str:
         """The result for machines."""
-        return report.as_json(self)
+        return report.as_json(self.seed, list(self.targets.values()), REGISTRY)
 
 
-_KIT = pytest.StashKey[Kit]()
-
-
-def _about(item: pytest.Item) -> ContractTest | None:
-    return getattr(getattr(item, "function", None), "corepool_contract", None)
-
-
-def _reason(result: pytest.TestReport) -> str:
-    if isinstance(result.longrepr, tuple):
-        return str(cast("tuple[Any, ...]", result.longrepr)[2]).removeprefix("Skipped: ")
-    return str(result.longrepr)
-
-
-async def _capabilities(harness: Harness) -> Capabilities:
-    await harness.begin(())
-    try:
-        async with asyncio.timeout(20 * harness.patience):
-            backend = await harness.connect()
-        try:
-            return backend.capabilities
-        finally:
-            await backend.aclose()
-    finally:
-        await harness.end()
+def _reason(phase: pytest.TestReport) -> str:
+    if isinstance(phase.longrepr, tuple):
+        return str(cast("tuple[Any, ...]", phase.longrepr)[2]).removeprefix("Skipped: ")
+    return str(phase.longrepr)
