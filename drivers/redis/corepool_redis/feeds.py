@@ -52,7 +52,7 @@ class Reads(Protocol):
         """After which id it wants events; None if it wants none now."""
         ...
 
-    def offer(self, raw_id: bytes, fields: list[Reply]) -> None: ...
+    def offer(self, since: EventId, raw_id: bytes, fields: list[Reply]) -> None: ...
 
     def end(self) -> None: ...
 
@@ -243,7 +243,7 @@ class FeedReader:
         finally:
             self._waker.blocked = False
         for key, entries in split_reply(reply):
-            self._deliver(key, entries)
+            self._deliver(key, targets.get(key, self._wake_at), entries)
 
     def _targets(self) -> Iterator[tuple[bytes, EventId]]:
         for key, feed in self._maps.items():
@@ -270,14 +270,14 @@ class FeedReader:
             block=block,
         )
 
-    def _deliver(self, key: bytes, entries: list[tuple[bytes, list[Reply]]]) -> None:
+    def _deliver(self, key: bytes, since: EventId, entries: list[tuple[bytes, list[Reply]]]) -> None:
         if key == self._waker.key:
             if entries:
                 self._wake_at = EventId.parse(entries[-1][0])
             return
         for reading in tuple(self._readings.get(key, ())):
             for raw_id, fields in entries:
-                reading.offer(raw_id, fields)
+                reading.offer(since, raw_id, fields)
         feed = self._maps.get(key)
         if feed is None or feed.position is None or not entries:
             return

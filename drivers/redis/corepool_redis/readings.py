@@ -134,10 +134,11 @@ class RedisReading:
         self._paused = len(self._events) >= _MOST_EVENTS
         return None if self._paused else self._at
 
-    def offer(self, raw_id: bytes, fields: list[Reply]) -> None:
-        """The next entry; one it has passed already was meant for another reading of the same stream."""
+    def offer(self, since: EventId, raw_id: bytes, fields: list[Reply]) -> None:
+        """The next entry of a call that read from ``since`` on, perhaps for another reading of the same stream: one that
+        stands before ``since`` (it was full when the call was made, and has room again) would skip what lies between."""
         found = EventId.parse(raw_id)
-        if self._at is None or found <= self._at or self._paused:
+        if self._at is None or since > self._at or found <= self._at or len(self._events) >= 2 * _MOST_EVENTS:
             return
         self._at = found
         if not fields:
