@@ -37,6 +37,7 @@ from corepool.errors import (
     UnsupportedCapability,
 )
 from corepool_memory import maps as maps_module
+from corepool_memory.feeds import Feed, Feeds
 
 EVENT = NewEvent("e", b"p")
 
@@ -293,6 +294,13 @@ async def test_a_cancelled_call_disturbs_nobody(world: Any) -> None:
     cancelled.cancel()
     wire.release()
     assert await other is None
+
+
+async def test_waiting_for_a_feed_that_is_closed_does_not_wait(world: Any) -> None:
+    feeds = Feeds(world.wire()[0])
+    feed: Feed[int] = Feed(feeds, "f", attach=lambda: lambda server, push: lambda: None, receive=lambda message: None)
+    feed.close()
+    await asyncio.wait_for(feed.wait(), 5)
 
 
 async def test_a_caller_that_polls_does_not_starve_the_others() -> None:

@@ -12,6 +12,7 @@ from corepool.driver import (
     NEWEST,
     Delivery,
     NewEvent,
+    Since,
     StreamConfig,
     StreamKind,
     open_backend,
@@ -129,6 +130,22 @@ async def test_a_log_that_outruns_its_reader_makes_it_go_on_with_the_oldest_left
     await backend.aclose()
 
 
+async def test_a_reading_that_waits_for_a_time_waits_for_it_over_a_cut(world: Any) -> None:
+    wire, backend = world.wire()
+    streams = world.server.streams("ns")
+    reading = backend.namespace("ns").stream("s").read(Since(world.time.wall() + 5))
+    waiting = asyncio.create_task(anext(reading))
+    for name in ("too early", "too early as well"):
+        await backend.namespace("ns").stream("s").length()  # behind the reading: it is attached
+        streams.append("s", event(name))
+        wire.cut()
+        await asyncio.sleep(0)
+    world.time.now += 10
+    streams.append("s", event("now"))
+    assert (await asyncio.wait_for(waiting, 5)).name == "now"
+    await backend.aclose()
+
+
 # --- sinks -----------------------------------------------------------------------------------------------------------
 
 
@@ -236,6 +253,35 @@ async def test_a_member_that_lost_its_connection_asks_again(world: Any, until: C
     assert len(streams.state("s").sinks["g"].members) == 1
     await backend.aclose()
     assert streams.state("s").sinks["g"].members == []
+
+
+async def test_a_member_asks_for_no_more_than_is_received() -> None:
+    backend = await open_backend("memory://")
+    stream = backend.namespace("ns").stream("s")
+    one, two = await stream.sink("g"), await stream.sink("g")
+    for index in range(3):
+        await stream.append(event(index))
+    assert [item.event.name for item in await one.receive(2)] == ["0", "1"]
+    for index in range(3, 5):
+        await stream.append(event(index))
+    assert [item.event.name for item in await one.receive()] == ["2"]
+    assert [item.event.name for item in await asyncio.wait_for(two.receive(9), 5)] == ["3", "4"]
+    await backend.aclose()
+
+
+async def test_a_member_misses_nothing_of_a_life_that_began_while_it_was_cut_off(world: Any) -> None:
+    wire, backend = world.wire()
+    streams = world.server.streams("ns")
+    stream = backend.namespace("ns").stream("s")
+    await stream.append(event("before"))
+    sink = await stream.sink("g", start=NEWEST)
+    await stream.length()
+    wire.cut()
+    streams.destroy("s")
+    streams.append("s", event("next life"))
+    (delivery,) = await asyncio.wait_for(sink.receive(), 5)
+    assert delivery.event.name == "next life"
+    await backend.aclose()
 
 
 async def test_what_an_old_connection_still_does_cannot_hit_the_new_one(world: Any) -> None:

@@ -143,9 +143,10 @@ def test_a_batch_that_stops_changes_nothing_and_tells_nobody(server: Server, sto
 
 
 def test_a_refusal_that_the_batch_made_itself_names_no_revision(server: Server) -> None:
+    server.maps("ns").set("m", "other", b"1")
     stopped = commit(server, SetKey("m", "k", b"1"), SetKey("m", "k", b"2", ABSENT))
     assert stopped.stopped == 1
-    assert stopped.results[1] == Commit(False, 0, Entry("k", b"1", 1)), "no watch will ever see that revision"
+    assert stopped.results[1] == Commit(False, 0, Entry("k", b"1", 2)), "no watch will ever see that revision"
 
 
 def test_room_is_counted_as_the_batch_goes(server: Server) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from corepool.driver import NEWEST, OLDEST, Delivery, NewEvent, Start, StreamConfig, StreamKind
+from corepool.driver import NEWEST, OLDEST, Delivery, NewEvent, Since, Start, StreamConfig, StreamKind
 from corepool_memory.server_streams import StreamSpace
 
 ACK_WAIT = 10.0
@@ -203,6 +203,16 @@ def test_newest_skips_what_is_there_and_only_the_first_start_counts(streams: Str
     put(streams, "new")
     assert [item.event.name for item in later.got] == ["new"]
     assert member.want() == []
+
+
+def test_a_sink_that_starts_at_a_time_passes_over_what_is_older(streams: StreamSpace, world: Any) -> None:
+    put(streams, "old")
+    member = Member(streams, "a", start=Since(world.time.wall() + 5))
+    assert member.want(9) == []
+    put(streams, "still too old")
+    world.time.now += 10
+    put(streams, "new")
+    assert [item.event.name for item in member.got] == ["new"]
 
 
 def test_a_sink_with_members_waits_for_the_next_life(streams: StreamSpace, world: Any) -> None:

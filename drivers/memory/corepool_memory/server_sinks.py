@@ -157,7 +157,6 @@ class Sink:
             if not batch:
                 return
             del self._hungry[name]
-            member.demand = 0
             member.push(batch)
 
     def _take(self, limit: int) -> tuple[Delivery, ...]:
@@ -176,8 +175,7 @@ class Sink:
     def _next_event(self) -> Event | None:
         while self._ready:  # what comes back goes before what is fresh, so that nothing is overtaken for ever
             event_id = heapq.heappop(self._ready)
-            pending = self.pending.get(event_id)
-            if pending is not None and pending.due is None:
+            if event_id in self.pending:  # else it was removed meanwhile
                 return self.stream.log.events[event_id]
         while (event := self.stream.log.following(self.cursor)) is not None:
             self.cursor = event.id
