@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import attrs
@@ -25,7 +27,7 @@ import attrs
 from corepool.driver import Backend
 from corepool.errors import BackendUnavailable, OutcomeUnknown
 from corepool.pool import Explanation, Health, JobHandler, Node, Producer, Schedule, Worker, WorkerRecord
-from corepool.testing.recording import Recorder, Tenure, recorded
+from corepool.testing.recording import Recorder, StoryLog, Tenure, recorded
 from corepool_memory.options import MemoryOptions
 from corepool_memory.server import Checkpoint
 from corepool_memory.sim.errors import InvariantViolated, NodeCrashed
@@ -138,15 +140,17 @@ class ClusterNode(Machine):
         self.up = True
 
     async def _open(self) -> None:
+        node = await self._again(lambda: Node.open(self.backend, self.pool, **self._options))
+        for source in self._handlers:
+            await self._again(partial(self._add, node, source))
+        self._node = node
+
+    async def _again(self, attempt: Callable[[], Awaitable[T]]) -> T:
         while True:
             try:
-                node = await Node.open(self.backend, self.pool, **self._options)
-                break
+                return await attempt()
             except (BackendUnavailable, OutcomeUnknown):
                 await asyncio.sleep(_BOOT_AGAIN)
-        self._node = node
-        for source in self._handlers:
-            await self._add(node, source)
 
     async def _add(self, node: Node, source: HandlerSource) -> Worker:
         maker: Any = source
@@ -522,14 +526,34 @@ def simulate_cluster(
     check_ownership: end the run as failed when the pool breaks its promises about who runs a job.
     store_options: of the simulated store; ``MemoryOptions(atomic_commit=False)`` is one that can do less.
     """
-    return simulate(
-        scenario,
-        subject=lambda world: Cluster(world, check_ownership=check_ownership, store_options=store_options),
-        seed=seed,
-        token=token,
-        faults=faults,
-        budgets=budgets,
-        name=name,
-        most_replays=most_replays,
-        most_seconds=most_seconds,
-    )
+    stories: list[StoryLog] = []
+    logger = logging.getLogger("corepool")
+
+    def cluster(world: World) -> Cluster:
+        story = StoryLog(world)
+        _replace(logger, stories, story)
+        return Cluster(world, check_ownership=check_ownership, store_options=store_options)
+
+    try:
+        return simulate(
+            scenario,
+            subject=cluster,
+            seed=seed,
+            token=token,
+            faults=faults,
+            budgets=budgets,
+            name=name,
+            most_replays=most_replays,
+            most_seconds=most_seconds,
+        )
+    finally:
+        _replace(logger, stories, None)
+
+
+def _replace(logger: logging.Logger, installed: list[StoryLog], story: StoryLog | None) -> None:
+    """One story at a time listens: a failure is replayed many times."""
+    while installed:
+        logger.removeHandler(installed.pop())
+    if story is not None:
+        installed.append(story)
+        logger.addHandler(story)

@@ -13,16 +13,17 @@ Neighbours: the cluster wraps the handlers it is given; a violation ends the run
 from __future__ import annotations
 
 import inspect
+import logging
 from typing import Any
 
 import attrs
 
 from corepool.pool import FencingToken, Job
 from corepool_memory.sim.errors import InvariantViolated
-from corepool_memory.sim.node import SimNode
+from corepool_memory.sim.node import SimNode, current_node
 from corepool_memory.sim.world import World
 
-__all__ = ["Recorder", "Tenure", "recorded"]
+__all__ = ["Recorder", "StoryLog", "Tenure", "recorded"]
 
 
 @attrs.define(slots=True, eq=False)
@@ -125,6 +126,21 @@ class Recorder:
         violation = InvariantViolated(text)
         self.world.fail(violation)
         raise violation
+
+
+class StoryLog(logging.Handler):
+    """Puts what corepool logs as a warning or worse into a run's story, with virtual times and machines."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.WARNING)
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        node = current_node()
+        text = record.getMessage()
+        if record.exc_info is not None and record.exc_info[1] is not None:
+            text += f" ({type(record.exc_info[1]).__name__}: {record.exc_info[1]})"
+        self._world.trace.log(self._world.now, "" if node is None else node.label, text)
 
 
 class _RecordedHandler:

@@ -24,7 +24,7 @@ import attrs
 
 from corepool_memory.sim.loop import SimFuture, SimLoop, SimTask, as_task, describe_task, tasks_of
 
-__all__ = ["describe_stuck"]
+__all__ = ["describe_stuck", "describe_wait"]
 
 _MOST_TASKS = 60
 _DEEPEST_CHAIN = 60
@@ -75,6 +75,14 @@ def describe_stuck(loop: SimLoop, facts: list[str] | None = None) -> str:
     return "\n".join(lines)
 
 
+def describe_wait(task: SimTask[Any]) -> str:
+    """What one task waits for, with its await chain: for runs that end while it still waits."""
+    wait = _wait_of(task)
+    lines = [f"{describe_task(task)}{_state(task)} {_what(wait, _names([wait]), {})}"]
+    lines.extend(f"    {_where(frame)}" for frame in wait.frames)
+    return "\n".join(lines)
+
+
 def _state(task: SimTask[Any]) -> str:
     return "" if task.node is None or task.node.running else f" ({task.node.state})"
 
@@ -92,8 +100,18 @@ def _wait_of(task: SimTask[Any]) -> _Wait:
             wait.verb = verb
             wait.thing = frame.f_locals.get("self", frame.f_locals.get("fs"))
             return wait
-    wait.thing = getattr(task, "_fut_waiter", None)
+    wait.thing = _shielded(getattr(task, "_fut_waiter", None))
     return wait
+
+
+def _shielded(future: Any) -> Any:
+    """What a future of ``asyncio.shield`` stands for; any other future is itself."""
+    for callback, _context in getattr(future, "_callbacks", None) or ():
+        if getattr(callback, "__name__", "") == "_outer_done_callback":
+            names = callback.__code__.co_freevars
+            cells = dict(zip(names, callback.__closure__ or (), strict=True))
+            return cells["inner"].cell_contents if "inner" in cells else future
+    return future
 
 
 _VERBS = {

@@ -25,11 +25,13 @@ from typing import Any, TypeVar, overload
 
 import attrs
 
+import corepool.driver
+import corepool_memory
 from corepool_memory.sim.chooser import Chooser, Deviations, SeededChooser, SparseChooser
-from corepool_memory.sim.deadlock import describe_stuck
+from corepool_memory.sim.deadlock import describe_stuck, describe_wait
 from corepool_memory.sim.errors import DeadlockError, SimulationError, SimulationFailed, TokenError
 from corepool_memory.sim.faults import Faults
-from corepool_memory.sim.loop import Budgets, SimLoop
+from corepool_memory.sim.loop import Budgets, SimLoop, tasks_of
 from corepool_memory.sim.minimise import minimise
 from corepool_memory.sim.token import ReplayToken, decode_token, encode_token, scenario_hash
 from corepool_memory.sim.trace import Moment
@@ -165,7 +167,8 @@ def _once(setup: _Setup, chooser: Chooser) -> Result:
             violation = _drive(setup, world)
         except SimulationError as error:  # deadlock and exhausted budgets come out of the loop itself
             kind = "deadlock" if isinstance(error, DeadlockError) else "budget"
-            violation = Violation(kind, f"{kind}: {type(error).__name__}", str(error), error)
+            text = str(error) if kind == "deadlock" else f"{error}\n{_what_it_waits_for(world)}"
+            violation = Violation(kind, f"{kind}: {type(error).__name__}", text, error)
         result = Result(
             scenario=setup.name,
             seed=setup.seed,
@@ -214,11 +217,28 @@ async def _main(setup: _Setup, world: World) -> None:
 def _found(kind: str, error: BaseException) -> Violation:
     cause = error.__cause__ if kind == "invariant" and error.__cause__ is not None else error
     frames = traceback.extract_tb(cause.__traceback__)
-    where = f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else "?"
+    raised, asked = _place(frames[-1:]), _place([frame for frame in frames if not _is_ours(frame.filename)][-1:])
     message = str(error) or type(error).__name__
-    text = message if kind == "invariant" else f"{type(error).__name__}: {message}" if str(error) else message
-    at = f" (at {where})" if frames else ""
-    return Violation(kind, f"{kind}: {type(cause).__name__} at {where}", text + at, error)
+    text = message if kind == "invariant" or not str(error) else f"{type(error).__name__}: {message}"
+    at = asked or raised
+    return Violation(
+        kind, f"{kind}: {type(cause).__name__} at {raised} from {asked}", f"{text} (at {at})" if at else text, error
+    )
+
+
+_OURS = tuple(
+    os.path.dirname(os.path.abspath(module.__file__ or "")) for module in (corepool.driver, corepool_memory, asyncio)
+)
+
+
+def _is_ours(filename: str) -> bool:
+    """Whether a frame is of this project or of asyncio: a person wants to see where the test was."""
+    directory = os.path.dirname(os.path.abspath(filename))
+    return directory.startswith((os.path.dirname(_OURS[0]), *_OURS[1:]))
+
+
+def _place(frames: list[traceback.FrameSummary]) -> str:
+    return f"{os.path.basename(frames[0].filename)}:{frames[0].lineno}" if frames else ""
 
 
 def _left_over(world: World) -> Violation | None:
@@ -228,6 +248,12 @@ def _left_over(world: World) -> Violation | None:
     if not found:
         return None
     return Violation("left over", "left over", "the scenario ended, but:\n" + "\n".join(f"  {line}" for line in found))
+
+
+def _what_it_waits_for(world: World) -> str:
+    """Where the scenario was, and the calls it made on machines, when the run was given up."""
+    waiting = [task for task in tasks_of(world.loop) if task.node is None and task is not world.nemesis_task]
+    return "\n".join(map(describe_wait, waiting + world.calls_in_progress()))
 
 
 def _facts(world: World) -> list[str]:

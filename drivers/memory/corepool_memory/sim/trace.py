@@ -1,7 +1,7 @@
 """What happened in a run: its digest, its story, and what it covered.
 
 Purpose: compare runs across processes, and tell a person why one failed.
-Invariants: the digest covers every request that the store ran and every event of the story, with their times; nothing
+Invariants: the digest covers every request that the store ran and every event of the story but log lines, with their times; nothing
 in it depends on the process (no addresses, no hash order, no counters of the interpreter). Only the newest events are
 kept.
 Neighbours: the world writes it; :mod:`~corepool_memory.sim.run` prints the story.
@@ -55,6 +55,10 @@ class Trace:
         """An event of the story."""
         self.story.append(Moment(time, where, what))
         self._add(f"{time!r} {where} {what}")
+
+    def log(self, time: float, where: str, what: str) -> None:
+        """A line that the code under test logged. Not part of the digest: it may hold addresses."""
+        self.story.append(Moment(time, where, f"log: {what}"))
 
     def fault(self, time: float, kind: str, where: str, what: str) -> None:
         """A fault that happened."""

@@ -71,9 +71,9 @@ class World:
         self.network.on_request = self._on_request
         self.network.on_fault = lambda kind, name, what: self.trace.fault(loop.now, kind, name, what)
         self.nemesis = Nemesis(plan, chooser, WorldTargets(self))
-        self._nemesis_task: SimTask[None] | None = None
+        self.nemesis_task: SimTask[None] | None = None
         self._checks: dict[str, Callable[[], None]] = {}
-        self._calls: dict[SimNode, dict[SimFuture[Any], None]] = {}
+        self._calls: dict[SimNode, dict[SimFuture[Any], SimTask[Any]]] = {}
         self._connections: Counter[str] = Counter()
         self._boots = 0
         self._calm = 0
@@ -148,7 +148,7 @@ class World:
         outcome: SimFuture[T] = self.loop.create_future()
         outcome.label = f"the end of {task.get_name()!r} on {node.label}"
         calls = self._calls[node]
-        calls[outcome] = None
+        calls[outcome] = task
 
         def finish(done: asyncio.Task[T]) -> None:
             calls.pop(outcome, None)
@@ -264,8 +264,8 @@ class World:
 
     def unleash(self) -> None:
         """Let the plan's outages begin."""
-        if self._nemesis_task is None:
-            self._nemesis_task = self.loop.create_task(self.nemesis.run(), name="nemesis", context=Context())
+        if self.nemesis_task is None:
+            self.nemesis_task = self.loop.create_task(self.nemesis.run(), name="nemesis", context=Context())
 
     def calm(self) -> None:
         """No new faults from the plan, and an end to those it began, until `storm` was called as often. Latency, and
@@ -341,9 +341,14 @@ class World:
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
+    def calls_in_progress(self) -> list[SimTask[Any]]:
+        """The tasks that carry out calls of `on`, in the order they were made."""
+        found = [task for calls in self._calls.values() for task in calls.values() if not task.done()]
+        return sorted(found, key=lambda task: task.number)
+
     def leftovers(self) -> list[str]:
         """Names of unfinished tasks that belong to no machine: the scenario forgot to await them."""
-        return [task.get_name() for task in tasks_of(self.loop) if task.node is None and task is not self._nemesis_task]
+        return [task.get_name() for task in tasks_of(self.loop) if task.node is None and task is not self.nemesis_task]
 
     def tear_down(self) -> None:
         """Cut every power and close what is left, in creation order. Nothing that happens here is part of the run."""
