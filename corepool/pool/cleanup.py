@@ -106,6 +106,8 @@ class Cleanup:
         """R7: death is a compare-and-set. The tombstone's revision, or None if the member proved to be alive."""
         context, member = self._context, suspect.member
         store = context.store
+        if not suspect.revision and await context.membership.is_gone(member.id):
+            return None  # our replica lags: there is nobody to bury
         keep_alives = store.map(store.worker_keep_alive if member.kind == WORKER else store.node_keep_alive)
         when = REVISION(suspect.revision) if suspect.revision else ABSENT
         mark = encode(KeepAlive(context.random.getrandbits(62), context.wall(), dead=True))

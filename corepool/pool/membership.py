@@ -24,6 +24,7 @@ from corepool.rmap import ReplicatedMap, Subscription
 __all__ = ["POOL_KEY", "Membership", "Ring", "StructCodec", "open_pool_map"]
 
 T = TypeVar("T", bound=msgspec.Struct)
+M = TypeVar("M", WorkerRecord, NodeRecord)
 
 POOL_KEY = "pool"
 
@@ -166,24 +167,18 @@ class Membership:
 
     async def change_worker(self, worker: str, state: MemberState) -> bool:
         """Move a worker's record to ``state`` at the revision seen. False if it is gone."""
-        store_map = self._store.map(self._store.workers)
-        while True:
-            entry = await store_map.get(worker)
-            if entry is None:
-                return False
-            record = decode(entry.value, WorkerRecord)
-            if record.state is state:
-                await self._workers.wait_for_revision(entry.revision)
-                return True
-            changed = encode(msgspec.structs.replace(record, state=state))
-            commit = await store_map.set(worker, changed, REVISION(entry.revision))
-            if commit.applied:
-                await self._workers.wait_for_revision(commit.revision)
-                return True
+        return await _change(self._workers, worker, state)
 
-    async def is_gone(self, worker: str) -> bool:
-        """Whether the worker has no record, linearizable."""
-        return await self._store.map(self._store.workers).get(worker) is None
+    async def change_node(self, node: str, state: MemberState) -> bool:
+        """Move a node's record to ``state`` at the revision seen. False if it is gone."""
+        return await _change(self._nodes, node, state)
+
+    async def is_gone(self, member: str) -> bool:
+        """Whether neither a worker nor a node of this id has a record, linearizable."""
+        for name in (self._store.workers, self._store.nodes):
+            if await self._store.map(name).get(member) is not None:
+                return False
+        return True
 
     async def remove_worker(self, worker: str) -> None:
         """The record goes, whatever stands there: a worker's id is never used again (R7)."""
@@ -209,6 +204,21 @@ class Membership:
     async def settled_pool(self) -> PoolRecord | None:
         """The pool's record, linearizable."""
         return await self._pool.fetch(POOL_KEY)
+
+
+async def _change(members: ReplicatedMap[M], member: str, state: MemberState) -> bool:
+    while True:
+        held = await members.fetch_entry(member)
+        if held is None:
+            return False
+        if held.value.state is state:
+            await members.wait_for_revision(held.revision)
+            return True
+        changed = msgspec.structs.replace(held.value, state=state)
+        written = await members.set(member, changed, when=REVISION(held.revision))
+        if written.applied:
+            await members.wait_for_revision(written.revision)
+            return True
 
 
 async def open_pool_map(namespace: Namespace, backend: Backend) -> ReplicatedMap[PoolRecord]:

@@ -125,7 +125,14 @@ class Session:
         renewal = self.lease.renewal()
         self.lease.answered(await store.map(store.node_keep_alive).set(context.node_id, renewal.value, renewal.when))
         self._sink = await inbox.sink(NODE_SINK, ack_wait=context.options.ack_grace_period)
-        await context.membership.put_node(context.node_id, NodeRecord(MemberState.ACTIVE, client_only, context.wall()))
+        if not await context.membership.change_node(context.node_id, MemberState.ACTIVE):
+            self.lease.dead = True
+            await self._sink.aclose()
+            await inbox.destroy()
+            await store.map(store.node_keep_alive).delete(context.node_id)
+            raise BackendUnavailable(
+                f"joining took longer than worker_ttl ({context.options.worker_ttl:g} s); try again"
+            )
 
     # --- workers -----------------------------------------------------------------------------------------------------
 

@@ -287,11 +287,13 @@ class Network:
         self.loop.at_true_time(due, self.fence, connection, context=self.context)
 
     def fence(self, connection: Connection) -> None:
-        """On the server: take nothing more from a connection, and end its feeds."""
+        """On the server: take nothing more from a connection, and end the server's half of its feeds.
+
+        The feeds stay with the connection: their client has yet to be told that they are lost.
+        """
         connection.fenced = True
         connection.broken = True
-        feeds, connection.feeds = connection.feeds, {}
-        for feed in feeds:
+        for feed in connection.feeds:
             detach, feed.detach = feed.detach, None
             if detach is not None:
                 detach()
