@@ -41,6 +41,7 @@ __all__ = [
     "set_up_logging",
     "stderr",
     "stdout",
+    "warn_if_private",
 ]
 
 T = TypeVar("T")
@@ -159,9 +160,16 @@ async def _terminable(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         loop.remove_signal_handler(signal.SIGTERM)
 
 
+def warn_if_private(backend: Backend) -> None:
+    """A store that no other process sees is of no use to a command that talks to other processes: say so."""
+    if not backend.capabilities.multi_process:
+        note(f"{backend.url} is seen by this process alone: no other command will meet what is done here")
+
+
 @asynccontextmanager
 async def client_node(url: str, pool: str, **options: Any) -> AsyncGenerator[Node]:
     """A node that dispatches, stops and notifies but holds no workers, with a backend of its own."""
-    backend: Backend
-    async with connect(url) as backend, Node(backend, pool, client_only=True, **options) as node:
-        yield node
+    async with connect(url) as backend:
+        warn_if_private(backend)
+        async with Node(backend, pool, client_only=True, **options) as node:
+            yield node

@@ -60,6 +60,8 @@ def demo(
 
     Exits with 0 if nothing was lost, doubled or left over and jobs really moved, else with 1.
     """
+    if url.lower().rstrip("/") == "memory:":
+        url = "memory://demo"  # without a name each of the demo's connections would open a store of its own
     files = choose_files(jobs)
     ledger = Ledger()
 

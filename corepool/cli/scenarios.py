@@ -24,11 +24,13 @@ from corepool.errors import (
     JobNotFoundError,
     OutcomeUnknown,
 )
-from corepool.testing import Cluster, ClusterNode, Faults, NodeCrashed, Result, simulate_cluster
+from corepool.testing import Budgets, Cluster, ClusterNode, Faults, NodeCrashed, Result, simulate_cluster
 
 __all__ = ["Scenario", "ScenarioError", "load_scenario", "pool"]
 
 POOL = "pool"
+BUDGETS = Budgets(steps=5_000_000, virtual_seconds=6 * 3600.0)
+"""A scenario that does not end is given up: with faults that come again and again it is never exactly stuck."""
 SETTLES_WITHIN = 20
 """Times worker_ttl, after the faults have stopped, until every job must run where it belongs."""
 
@@ -57,18 +59,22 @@ class Scenario:
             token=token,
             faults=self.faults,
             name=self.name,
+            budgets=BUDGETS,
             most_replays=300 if minimise else 0,
         )
 
 
-def load_scenario(name: str) -> Scenario:
+def load_scenario(name: str, *, faults: bool = True) -> Scenario:
     """The built-in scenario ``pool``, or ``module:function``; the current folder is on the import path.
+
+    faults: all kinds of them, drawn per seed; else nothing but latency.
 
     Raises:
         ScenarioError: there is none of that name.
     """
+    allowed = Faults.everything() if faults else Faults.network()
     if name == POOL:
-        return Scenario(pool, Faults.everything(), name)
+        return Scenario(pool, allowed, name)
     module, colon, attribute = name.partition(":")
     if not colon or not module or not attribute:
         raise ScenarioError(f"{name!r} is neither the built-in scenario {POOL!r} nor MODULE:FUNCTION")
@@ -81,7 +87,7 @@ def load_scenario(name: str) -> Scenario:
         raise ScenarioError(f"cannot load {name}: {type(error).__name__}: {error}") from error
     if not callable(function):
         raise ScenarioError(f"{name} is {type(function).__name__}, not a function: async def scenario(cluster)")
-    return Scenario(cast("Callable[[Cluster], Awaitable[object]]", function), Faults.everything(), name)
+    return Scenario(cast("Callable[[Cluster], Awaitable[object]]", function), allowed, name)
 
 
 # --- the built-in scenario -------------------------------------------------------------------------------------------

@@ -29,6 +29,9 @@ ScenarioOption = Annotated[
         help="What happens in a run: 'pool', or a function of your own: async def scenario(cluster).",
     ),
 ]
+FaultsOption = Annotated[
+    bool, typer.Option("--faults/--no-faults", help="All kinds of faults, drawn per seed; or nothing but latency.")
+]
 
 sim = typer.Typer(
     no_args_is_help=True,
@@ -47,6 +50,7 @@ def run(
     seeds: Annotated[int, typer.Option(min=1, help="How many runs.")] = 10,
     first: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     scenario: ScenarioOption = "pool",
+    faults: FaultsOption = True,
     minimise: Annotated[bool, typer.Option(help="Reduce a failure to the decisions that matter.")] = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -63,7 +67,7 @@ def run(
       corepool sim run --scenario tests.feeds:scenario
     """
     set_up_logging(verbose=False, silent=True)
-    chosen = _load(scenario)
+    chosen = _load(scenario, faults)
     began = time.monotonic()
     failed = 0
     virtual = 0.0
@@ -87,6 +91,7 @@ def run(
 def replay(
     token: Annotated[str, typer.Argument(metavar="TOKEN", show_default=False, help="As a failed run printed it.")],
     scenario: ScenarioOption = "pool",
+    faults: FaultsOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """
@@ -98,7 +103,7 @@ def replay(
     """
     set_up_logging(verbose=False, silent=True)
     try:
-        result = _load(scenario).run(token=token)
+        result = _load(scenario, faults).run(token=token)
     except TokenError as error:
         fail(str(error), Exit.USAGE)
     if as_json:
@@ -111,9 +116,9 @@ def replay(
         raise typer.Exit(Exit.FOUND)
 
 
-def _load(name: str) -> Scenario:
+def _load(name: str, faults: bool) -> Scenario:
     try:
-        return load_scenario(name)
+        return load_scenario(name, faults=faults)
     except ScenarioError as error:
         fail(str(error), Exit.USAGE)
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from corepool import JobHandler, Node
-from corepool.cli.common import PoolOption, UrlOption, VerboseOption, execute, fail, note
+from corepool.cli.common import PoolOption, UrlOption, VerboseOption, execute, fail, note, warn_if_private
 from corepool.cli.exits import Exit
 from corepool.driver import connect
 from corepool.errors import InvalidHandlerError
@@ -60,6 +60,7 @@ def worker(
         stop = _stop_signals()
         options: dict[str, Any] = {"worker_ttl": worker_ttl, "worker_shutdown_ttl": worker_shutdown_ttl}
         async with connect(url) as backend, Node(backend, pool, **options) as node:
+            warn_if_private(backend)
             for _ in range(workers):
                 await node.add_worker(_make(factory, handler))
             note(f"{workers} worker(s) of pool {pool} on {backend.url}, process {os.getpid()}; Ctrl-C hands over")
