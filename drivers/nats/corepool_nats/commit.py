@@ -1,0 +1,276 @@
+"""Commits: several operations, in order, stopping at the first condition that does not hold.
+
+Purpose: `Namespace.commit` without atomicity, in as few sequential round trips as is safe.
+
+**What may travel together.** With one replica, unconditional map writes and the conditional one that follows them are sent at
+once, without waiting in between: they go over one connection to one stream, whose server stores them in that order, so what is
+stored is always a prefix. What is lost with the connection is not sent again behind what follows it: the group is finished one by
+one. What such a write replaced is read afterwards, beside the next operations. With several replicas a change of leader could lose
+an earlier write and keep a later one, so there each operation waits for the one before it. Reads, appends (which may refuse) and
+acknowledgements (which must not overtake) always wait; neighbouring reads, and neighbouring acknowledgements, go together.
+
+Invariants: the results are of a prefix; when anything was applied, a failure is `OutcomeUnknown`.
+Neighbours: :mod:`corepool_nats.namespace` holds the parts; the single operations are those of writes, streams and sinks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias, cast
+
+from corepool.driver import (
+    Ack,
+    Append,
+    Appended,
+    Commit,
+    CommitResult,
+    DeleteKey,
+    Entry,
+    GetKey,
+    Op,
+    OpResult,
+    Refusal,
+    SetKey,
+    check_key,
+    check_name,
+    check_value,
+)
+from corepool.errors import BackendUnavailable, InvalidOptionError, OutcomeUnknown
+from corepool_nats.names import MapSubjects
+from corepool_nats.sink import acknowledge
+from corepool_nats.streams import check_event
+
+if TYPE_CHECKING:
+    from corepool_nats.namespace import NatsNamespace
+
+__all__ = ["check_ops", "run_commit"]
+
+_MapWrite: TypeAlias = SetKey | DeleteKey
+
+
+def check_ops(space: NatsNamespace, ops: Sequence[Op], most: int) -> None:
+    """Check a whole commit before anything is sent.
+
+    Raises:
+        InvalidKeyError, InvalidOptionError, PayloadTooLarge
+    """
+    if len(ops) > most:
+        raise InvalidOptionError(f"a commit of {len(ops)} operations; at most {most} fit into one")
+    for at, op in enumerate(ops):
+        match op:
+            case SetKey() | DeleteKey() | GetKey():
+                check_name("a map's name", op.map, space.capabilities)
+                check_key(op.key, space.capabilities)
+                if isinstance(op, SetKey):
+                    check_value(op.value, space.capabilities)
+            case Append():
+                check_name("a stream's name", op.stream, space.capabilities)
+                check_event(op.event, space)
+                if op.stamp is not None and not (0 <= op.stamp < at and isinstance(ops[op.stamp], SetKey | DeleteKey)):
+                    raise InvalidOptionError(
+                        f"operation {at} is stamped by operation {op.stamp}, which is no earlier write"
+                    )
+            case Ack():
+                pass
+
+
+async def run_commit(space: NatsNamespace, ops: Sequence[Op], deadline: float) -> CommitResult:
+    """Apply the operations.
+
+    Raises:
+        BackendUnavailable, OutcomeUnknown
+    """
+    run = _Run(space, ops, deadline)
+    try:
+        return await run.run()
+    except BackendUnavailable as error:
+        if run.applied:
+            raise OutcomeUnknown(f"a part of the commit was applied, then: {error}") from None
+        raise
+    finally:
+        await run.put_away()
+
+
+class _Run:
+    def __init__(self, space: NatsNamespace, ops: Sequence[Op], deadline: float) -> None:
+        self._space = space
+        self._ops = ops
+        self._deadline = deadline
+        self._results: list[OpResult] = []
+        self._looking: dict[int, asyncio.Task[Commit]] = {}
+        """What unconditional writes replaced: being read."""
+        self.applied = False
+
+    async def run(self) -> CommitResult:
+        if any(isinstance(op, SetKey | DeleteKey | GetKey) for op in self._ops):
+            asset = await self._space.assets.get(self._space.assets.maps, self._deadline)
+            together = asset.replicas == 1
+        else:
+            together = False
+        stopped: int | None = None
+        while stopped is None and (at := len(self._results)) < len(self._ops):
+            op = self._ops[at]
+            match op:
+                case SetKey() | DeleteKey():
+                    end = self._group(at) if together else at + 1
+                    await self._write(at, end)
+                case GetKey():
+                    reads = self._like(at, GetKey)
+                    self._results += await asyncio.gather(*(self._get(cast("GetKey", each)) for each in reads))
+                case Append():
+                    self._results.append(await self._append(op))
+                case Ack():
+                    acks = self._like(at, Ack)
+                    self._results += await asyncio.gather(
+                        *(acknowledge(self._space, cast("Ack", each).receipt, self._deadline) for each in acks)
+                    )
+                    self.applied = True
+            last = len(self._results) - 1
+            if self._stops(self._ops[last], self._results[last]):
+                stopped = last
+        for index, task in self._looking.items():
+            self._results[index] = await task
+        return CommitResult(tuple(self._results), stopped)
+
+    async def put_away(self) -> None:
+        for task in self._looking.values():
+            task.cancel()
+        if self._looking:
+            await asyncio.wait(self._looking.values())
+
+    def _like(self, at: int, kind: type[Op]) -> list[Op]:
+        """The operation and its followers of the same kind."""
+        end = at
+        while end < len(self._ops) and isinstance(self._ops[end], kind):
+            end += 1
+        return list(self._ops[at:end])
+
+    def _stops(self, op: Op, result: OpResult) -> bool:
+        match op, result:
+            case (SetKey() | DeleteKey(), Commit(applied=False)):
+                return not op.optional
+            case (Append(), Appended(id=None)):
+                return not op.optional
+            case _:
+                return False
+
+    # --- writes ------------------------------------------------------------------------------------------------------
+
+    def _group(self, at: int) -> int:
+        """The end of the unconditional writes from here on, and of the conditional one after them."""
+        end = at
+        while end < len(self._ops):
+            op = self._ops[end]
+            if not isinstance(op, SetKey | DeleteKey):
+                break
+            end += 1
+            if op.when.revision is not None:
+                break
+        return end
+
+    async def _write(self, at: int, end: int) -> None:
+        """Write a group; what its lost connection kept from being stored is written one by one."""
+        ops = [cast("_MapWrite", op) for op in self._ops[at:end]]
+        if len(ops) > 1:
+            await self._write_together(at, ops)
+        for op in ops[len(self._results) - at :]:
+            subjects = self._space.space.map(op.map)
+            value = op.value if isinstance(op, SetKey) else None
+            commit = await self._space.writes.write(subjects, op.key, value, op.when, self._deadline)
+            self._took(commit)
+
+    def _took(self, commit: Commit) -> None:
+        self._results.append(commit)
+        self.applied = self.applied or commit.applied
+
+    async def _write_together(self, at: int, ops: Sequence[_MapWrite]) -> None:
+        tasks: list[asyncio.Task[int] | asyncio.Task[Commit]] = []
+        try:
+            for op in ops:
+                subjects = self._space.space.map(op.map)
+                value = op.value if isinstance(op, SetKey) else None
+                if op.when.revision is None:
+                    sent = asyncio.Event()
+                    task = asyncio.create_task(
+                        self._space.writes.send(subjects.key(op.key), value, self._deadline, sent)
+                    )
+                    tasks.append(task)
+                    await _sent_or_done(sent, task)
+                else:
+                    tasks.append(
+                        asyncio.create_task(
+                            self._space.writes.write(subjects, op.key, value, op.when, self._deadline, once=True)
+                        )
+                    )
+            await asyncio.wait(tasks)
+        finally:
+            for each in tasks:
+                each.cancel()
+            await asyncio.wait(tasks)
+        self._collect(at, ops, tasks)
+
+    def _collect(
+        self, at: int, ops: Sequence[_MapWrite], tasks: Sequence[asyncio.Task[int] | asyncio.Task[Commit]]
+    ) -> None:
+        """Take the results up to the first that was not stored.
+
+        Raises:
+            OutcomeUnknown: of one of them, or a later one was stored although an earlier was not.
+        """
+        failed = False
+        for index, (op, task) in enumerate(zip(ops, tasks, strict=True)):
+            error = task.exception()
+            if error is not None and not isinstance(error, BackendUnavailable):
+                self.applied = True
+                raise error
+            if error is not None:
+                failed = True
+                continue
+            if failed:
+                raise OutcomeUnknown("of several writes sent together, an earlier one was lost and a later one stored")
+            result = task.result()
+            if isinstance(result, Commit):
+                self._took(result)
+                continue
+            self._took(Commit(True, result, None))
+            subjects: MapSubjects = self._space.space.map(op.map)
+            subject = subjects.key(op.key)
+            if isinstance(op, DeleteKey):
+                self._space.janitor.deleted(subjects, subject, result)
+            self._looking[at + index] = asyncio.create_task(
+                self._space.writes.followed(subjects, op.key, subject, result, self._deadline)
+            )
+
+    # --- the others --------------------------------------------------------------------------------------------------
+
+    async def _get(self, op: GetKey) -> Entry | None:
+        subjects = self._space.space.map(op.map)
+        held, marker = await self._space.writes.look(subjects, subjects.key(op.key), self._deadline)
+        return held.entry(op.key, marker) if held is not None else None
+
+    async def _append(self, op: Append) -> Appended:
+        stamp: int | None = None
+        if op.stamp is not None:
+            written = self._results[op.stamp]
+            stamp = written.revision if isinstance(written, Commit) else None
+        subjects = self._space.space.stream(op.stream)
+        done = await self._space.appends.append(subjects, op.event, stamp, self._deadline)
+        if not isinstance(done, Appended):
+            return Appended(None, Refusal.MISSING)
+        self.applied = self.applied or done.id is not None
+        return done
+
+
+async def _sent_or_done(sent: asyncio.Event, task: asyncio.Task[int]) -> None:
+    """Wait until a write is on its way, or has failed before."""
+    if sent.is_set():
+        return
+    await asyncio.sleep(0)  # the task's first step sends it, if there is a connection
+    if sent.is_set() or task.done():
+        return
+    waiting = asyncio.ensure_future(sent.wait())
+    try:
+        await asyncio.wait([waiting, task], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()

@@ -1,0 +1,407 @@
+"""One connection to one server, from its handshake to its end.
+
+Purpose: the only module that touches ``nats-py``, used in the way its measured pitfalls demand.
+Invariants:
+
+- A link never reconnects. When it ends, every request that waits on it ends at once, and what it had not yet written is
+  thrown away: nothing that was sent on a dead link lands later from this side.
+- A request that was not handed to the socket raises `NotSent`; one whose reply did not come raises `ReplyLost`. Nothing is
+  sent that is over the server's limits: a server answers that by closing the connection for good.
+- Cancelling a request leaves the link as it was: its reply is dropped when it comes. No ``flush`` and no ``wait_for`` is used
+  (a cancelled flush kills nats-py's read loop; ``wait_for`` swallows cancellations on Python 3.11).
+- A link that goes silent is killed by its keeper, half-open sockets and dead read loops included.
+- With ``tls://`` and ``wss://`` no credential is sent before the connection is encrypted.
+
+Neighbours: :mod:`corepool_nats.client` opens links one after the other and gives meaning to the outcomes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import secrets
+import ssl
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, TypeAlias, cast
+
+import attrs
+from nats.aio.client import Client as _NatsClient
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
+
+from corepool_nats.url import Settings
+
+__all__ = ["Call", "Denied", "Link", "LinkError", "Message", "NoResponders", "NotSent", "ReplyLost"]
+
+log = logging.getLogger("corepool.nats")
+
+_MAX_SUBJECT = 3600  # of the 4,096 bytes of a control line; reply inbox, sizes and verb take the rest
+_VIOLATION = re.compile(r"permissions violation for (?P<what>publish|subscription) to \"(?P<subject>[^\"]+)\"")
+
+
+class LinkError(Exception):
+    """Something between this process and its server. Never leaves the driver."""
+
+
+class NotSent(LinkError):
+    """The message was not given to the connection."""
+
+
+class ReplyLost(LinkError):
+    """The message was sent; the reply did not come in time, or the connection ended first."""
+
+
+class NoResponders(LinkError):
+    """The server says that nobody listens: the message reached nobody."""
+
+
+class Denied(LinkError):
+    """The server refuses this user the subject. The message reached nobody."""
+
+
+@attrs.frozen(slots=True)
+class Message:
+    """What arrived: on a subscription, or as a reply."""
+
+    subject: str
+    reply: str
+    data: bytes
+    headers: Mapping[str, str]
+
+    @property
+    def status(self) -> str:
+        """The status of a control message ("100", "404", "503", …); empty for data."""
+        return self.headers.get("Status", "")
+
+
+Receiver: TypeAlias = Callable[[Message], Awaitable[None]]
+_NONE: Mapping[str, str] = {}
+
+
+class _Client(_NatsClient):
+    """nats-py's client, refusing to say who it is over a connection that should be encrypted and is not."""
+
+    insist_on_tls = False
+
+    def _connect_command(self) -> bytes:
+        info: Mapping[str, Any] = self._server_info
+        server = self._current_server
+        if self.insist_on_tls and server is not None and server.uri.scheme == "tls":
+            encrypted = bool(info.get("tls_required")) or bool(self.options.get("tls_handshake_first"))
+            if not encrypted:
+                raise NatsError(
+                    "the URL asks for TLS (tls://) and the server does not offer it; nothing was sent to it"
+                )
+        return super()._connect_command()
+
+
+def _tls_context(settings: Settings) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(settings.tls_ca) if settings.tls_ca else None)
+    if settings.tls_cert and settings.tls_key:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    return context
+
+
+class Call:
+    """A request that was sent. Await `replies` once."""
+
+    __slots__ = ("_future", "_link", "_many", "_parts", "_timer", "_token", "subject")
+
+    def __init__(self, link: Link, token: str, subject: str, future: asyncio.Future[None], many: bool) -> None:
+        self._link = link
+        self._token = token
+        self._future = future
+        self._many = many
+        self._parts: list[Message] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self.subject = subject
+
+    def limit(self, timeout: float) -> None:
+        """Give up after so many seconds."""
+        error = ReplyLost(f"no reply within {timeout:.1f} s")
+        self._timer = asyncio.get_running_loop().call_later(max(timeout, 0.001), self.fail, error)
+
+    def take(self, message: Message) -> None:
+        self._parts.append(message)
+        if (not self._many or message.status) and not self._future.done():
+            self._future.set_result(None)
+
+    def fail(self, error: LinkError) -> None:
+        if not self._future.done():
+            self._future.set_exception(error)
+            self._future.exception()  # nobody may be waiting any more: that is no error
+
+    def drop(self) -> None:
+        """Nobody will ask for the answer."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._link.forget(self._token)
+
+    async def replies(self) -> list[Message]:
+        """The answer.
+
+        Raises:
+            ReplyLost, NoResponders, Denied
+        """
+        try:
+            await self._future
+        finally:
+            self.drop()
+        if self._parts[-1].status == "503":
+            raise NoResponders(f"nobody listens on {self.subject!r}")
+        return self._parts
+
+
+class Link:
+    """A connection. Make one, `open` it, use it until `ended` is set; `close` it."""
+
+    def __init__(self, settings: Settings, server: str) -> None:
+        self.server = server
+        self.ended = asyncio.Event()
+        self.reason = "not opened"
+        self.info: Mapping[str, Any] = {}
+        self._settings = settings
+        self._nc = _Client()
+        self._nc.insist_on_tls = settings.secure
+        self._calls: dict[str, Call] = {}
+        self._inbox = f"{settings.inbox_prefix}.{secrets.token_hex(11)}"
+        self._count = 0
+        self._received = 0
+        self._open = False
+        self._keeper: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._errors: list[str] = []
+        self._denied_subscription: str | None = None
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Connect and log in.
+
+        Raises:
+            LinkError: it did not work; the text says why, without credentials.
+        """
+        settings = self._settings
+        options: dict[str, Any] = {
+            "servers": self.server,
+            "name": settings.name,
+            "allow_reconnect": False,
+            "max_reconnect_attempts": 1,
+            "reconnect_time_wait": 0.01,
+            "connect_timeout": settings.connect_timeout,
+            "ping_interval": 86400,  # the keeper of this class does better
+            "pending_size": -1,  # nothing is buffered while disconnected: it would land after a reconnect
+            "inbox_prefix": settings.inbox_prefix,
+            "error_cb": self._on_error,
+            "disconnected_cb": self._on_end,
+            "closed_cb": self._on_end,
+            "user": settings.user,
+            "password": settings.password,
+            "token": settings.token,
+            "user_credentials": settings.creds,
+            "nkeys_seed": str(settings.nkey) if settings.nkey else None,
+            "tls_handshake_first": settings.tls_first,
+            "tls_hostname": settings.tls_hostname,
+        }
+        if settings.secure or settings.tls_ca or settings.tls_cert:
+            options["tls"] = _tls_context(settings)
+        try:
+            async with asyncio.timeout(settings.connect_timeout):
+                await self._nc.connect(**options)
+                await self._nc.subscribe(
+                    f"{self._inbox}.*", cb=self._on_reply, pending_msgs_limit=0, pending_bytes_limit=0
+                )
+        except TimeoutError:
+            self._fail(f"no answer within {settings.connect_timeout:g} s")
+            raise LinkError(self.reason) from None
+        except asyncio.CancelledError:
+            self._fail("cancelled")
+            raise
+        except Exception as error:  # whatever the client library raises (sockets, TLS, protocol, keys) is one: no link
+            self._fail(self._errors[-1] if self._errors else self._describe(error))
+            raise LinkError(self.reason) from None
+        self.info = dict(cast("Mapping[str, Any]", self._nc._server_info))
+        self._open = True
+        self.reason = ""
+        self._keeper = asyncio.create_task(self._keep(), name="corepool-nats-keeper")
+
+    def kill(self, reason: str) -> None:
+        """End the link now, without goodbye. Idempotent."""
+        self._fail(reason)
+
+    async def close(self) -> None:
+        """End the link and wait until its socket is gone. Idempotent, bounded."""
+        self._fail("closed")
+        if self._closing is not None:
+            await asyncio.shield(self._closing)
+
+    def _fail(self, reason: str) -> None:
+        if self.ended.is_set():
+            return
+        self._open = False
+        self.reason = reason
+        self.ended.set()
+        for call in self._calls.values():
+            call.fail(ReplyLost(f"the connection ended: {reason}"))
+        self._calls.clear()
+        self._closing = asyncio.create_task(self._dismantle(), name="corepool-nats-close")
+
+    async def _dismantle(self) -> None:
+        """Drop the socket at once, then let nats-py put its tasks away. Never raises, never hangs."""
+        if self._keeper is not None and self._keeper is not asyncio.current_task():
+            self._keeper.cancel()
+        transport: Any = self._nc._transport
+        writer = getattr(transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+        for step in (self._nc.close, *((transport.close, transport.wait_closed) if transport is not None else ())):
+            try:
+                async with asyncio.timeout(2.0):
+                    result = step()
+                    if asyncio.iscoroutine(result):
+                        await result
+            except Exception as error:  # the link is gone already; how its remains fall apart concerns nobody
+                log.debug("while closing %s: %s", self.server, type(error).__name__)
+
+    async def _keep(self) -> None:
+        """Kill the link when nothing is heard although something was asked."""
+        interval = self._settings.ping
+        while not self.ended.is_set():
+            before = self._received
+            await asyncio.sleep(interval)
+            if self._received != before:
+                continue
+            try:
+                # A future that rtt() gives up on would break nats-py's read loop at the late PONG; the link is dead then.
+                await self._nc.rtt(timeout=cast("int", max(interval, 1.0)))
+            except (NatsError, TimeoutError, OSError):
+                self._fail("the server stopped answering")
+
+    async def _on_end(self) -> None:
+        error = self._nc.last_error
+        self._fail(self._describe(error) if error is not None else "the server closed the connection")
+
+    async def _on_error(self, error: Exception) -> None:
+        text = self._describe(error)
+        self._errors.append(text)
+        del self._errors[:-8]
+        match = _VIOLATION.search(text.lower())
+        if match is None:
+            log.debug("from %s: %s", self.server, text)
+            return
+        denied = match["subject"]  # in lower case: nats-py changes what the server said
+        if match["what"] == "subscription":
+            self._denied_subscription = denied
+            if denied.startswith(self._inbox.lower()):
+                self._fail(f"no permission to subscribe to {self._settings.inbox_prefix}.>")
+            return
+        for call in list(self._calls.values()):
+            if call.subject.lower() == denied:
+                call.fail(Denied(f"no permission to publish to {call.subject!r}"))
+
+    @staticmethod
+    def _describe(error: BaseException) -> str:
+        text = str(error).removeprefix("nats: ").strip("'\" ")
+        return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+    # --- use ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def max_payload(self) -> int:
+        return int(self.info.get("max_payload", 1 << 20))
+
+    async def send(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
+        """Hand a message to the connection. Does not suspend.
+
+        Raises:
+            NotSent: the link has ended, or the message is over the server's limits.
+        """
+        if not self._open:
+            raise NotSent(f"no connection: {self.reason}")
+        size = len(data) + (sum(len(k) + len(v) + 4 for k, v in headers.items()) + 12 if headers else 0)
+        if size > self.max_payload:
+            raise NotSent(f"a message of {size} bytes is over the server's max_payload of {self.max_payload}")
+        if len(subject) > _MAX_SUBJECT:
+            raise NotSent(f"a subject of {len(subject)} bytes is over what a server takes")
+        try:
+            await self._nc.publish(subject, data, reply=reply, headers=dict(headers) if headers else None)
+        except (NatsError, OSError) as error:
+            raise NotSent(self._describe(error)) from None
+
+    async def begin(
+        self, subject: str, data: bytes, headers: Mapping[str, str] | None = None, *, timeout: float, many: bool = False
+    ) -> Call:
+        """Send a request; the answer is awaited on the `Call`. Does not suspend, so two of them keep their order.
+
+        many: the answer is several messages, the last one with a status.
+
+        Raises:
+            NotSent
+        """
+        self._count += 1
+        token = format(self._count, "x")
+        call = Call(self, token, subject, asyncio.get_running_loop().create_future(), many)
+        await self.send(subject, data, headers, reply=f"{self._inbox}.{token}")
+        self._calls[token] = call
+        call.limit(timeout)
+        return call
+
+    async def request(
+        self, subject: str, data: bytes, headers: Mapping[str, str] | None = None, *, timeout: float
+    ) -> Message:
+        """Send, and wait for the one reply.
+
+        Raises:
+            NotSent, ReplyLost, NoResponders, Denied
+        """
+        return (await (await self.begin(subject, data, headers, timeout=timeout)).replies())[0]
+
+    def forget(self, token: str) -> None:
+        """Drop a call; its reply, should it come, is nobody's."""
+        self._calls.pop(token, None)
+
+    async def _on_reply(self, message: Msg) -> None:
+        self._received += 1
+        call = self._calls.get(message.subject.rpartition(".")[2])
+        if call is not None:
+            call.take(Message(message.subject, message.reply, message.data, message.headers or _NONE))
+
+    def new_inbox(self) -> str:
+        """A subject that only this process listens to, outside the replies of `request`."""
+        return f"{self._settings.inbox_prefix}.{secrets.token_hex(11)}"
+
+    async def subscribe(self, subject: str, receiver: Receiver) -> Callable[[], Coroutine[Any, Any, None]]:
+        """Call ``receiver`` with each message, one after the other; returns how to end it.
+
+        Messages are never dropped on this side: a receiver bounds what it holds, and flow control or the size of its pull
+        requests bounds what the server sends.
+
+        Raises:
+            NotSent: the link has ended.
+        """
+        if not self._open:
+            raise NotSent(f"no connection: {self.reason}")
+
+        async def receive(message: Msg) -> None:
+            self._received += 1
+            await receiver(Message(message.subject, message.reply, message.data, message.headers or _NONE))
+
+        try:
+            subscription: Subscription = await self._nc.subscribe(
+                subject, cb=receive, pending_msgs_limit=0, pending_bytes_limit=0
+            )
+        except (NatsError, OSError) as error:
+            raise NotSent(self._describe(error)) from None
+
+        async def stop() -> None:
+            with contextlib.suppress(NatsError):  # a link that ended took its subscriptions along
+                await subscription.unsubscribe()
+
+        return stop
+
+    def denied_subscription(self, subject: str) -> bool:
+        """Whether the server refused this subscription."""
+        return self._denied_subscription is not None and self._denied_subscription == subject.lower()

@@ -1,0 +1,282 @@
+"""Writes to keys: conditions, previous entries, and writes that a clear overtook.
+
+Purpose: M2 on JetStream. Every conditional write names the sequence of the message it expects on its key's subject, and the
+server decides.
+
+How a write learns what its commit says:
+
+- *applied*: the server stored it, and (for REVISION) no reset marker lies between the revision and it. The marker is asked for
+  in the same round trip (`Client.publish` with ``probe``), behind the write in the stream's order.
+- *previous*: the message that was expected, which is immutable; for unconditional writes without knowledge, a read of the newest
+  message below the write's own sequence (one replica), or compare-and-set until it holds (several).
+- *refused*: only after a read from the leader that shows why.
+
+Invariants: when anything fails after the server stored the message, the error is `OutcomeUnknown`, never `BackendUnavailable`.
+Neighbours: maps and commits; the rules are :mod:`corepool_nats.held`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+
+import msgspec
+
+from corepool.driver import Commit, Entry, When
+from corepool.errors import BackendUnavailable, CorepoolError, OutcomeUnknown
+from corepool_nats import api
+from corepool_nats.assets import Assets
+from corepool_nats.client import Refused, Stored, expect
+from corepool_nats.held import DELETED, KIND, ONLY_IF, Cache, Held, held_of
+from corepool_nats.janitor import Janitor
+from corepool_nats.names import MapSubjects
+from corepool_nats.records import Reads
+
+__all__ = ["Writes", "after_the_fact"]
+
+log = logging.getLogger("corepool.nats")
+
+_TRIES_BEFORE_BLIND = 3
+
+
+@contextlib.contextmanager
+def after_the_fact() -> Iterator[None]:
+    """Around what follows a write that was stored."""
+    try:
+        yield
+    except BackendUnavailable as error:
+        raise OutcomeUnknown(f"the write was stored, but what it met cannot be read: {error}") from None
+
+
+def headers(value: bytes | None, base: int | None, only_if: int | None) -> dict[str, str]:
+    """The headers of a key's message."""
+    found = {} if base is None else expect(base)
+    if value is None:
+        found[KIND] = DELETED
+    if only_if is not None:
+        found[ONLY_IF] = str(only_if)
+    return found
+
+
+class Writes:
+    """Writes to the maps of a namespace."""
+
+    def __init__(self, assets: Assets, reads: Reads, cache: Cache, janitor: Janitor) -> None:
+        self._assets = assets
+        self._client = assets.client
+        self._target = assets.maps
+        self._reads = reads
+        self._cache = cache
+        self._janitor = janitor
+
+    async def write(
+        self, m: MapSubjects, key: str, value: bytes | None, when: When, deadline: float, *, once: bool = False
+    ) -> Commit:
+        """Set the key, or remove it (value None), if the condition holds.
+
+        once: do not try again when the connection is lost (see `Client.publish`).
+
+        Raises:
+            BackendUnavailable, OutcomeUnknown
+        """
+        subject = m.key(key)
+        if when.revision is None:
+            commit = await self._always(m, key, subject, value, deadline)
+        elif when.revision:
+            commit = await self._at(m, key, subject, value, when.revision, deadline, once)
+        elif value is None:
+            held, marker = await self.look(m, subject, deadline)
+            entry = held.entry(key, marker) if held is not None else None
+            commit = Commit(entry is None, _seen_at(entry, held, marker), entry)
+        else:
+            commit = await self._absent(m, key, subject, value, deadline, once)
+        return commit
+
+    async def look(self, m: MapSubjects, subject: str, deadline: float) -> tuple[Held | None, int]:
+        """The newest message of a key, and of the map's markers."""
+        found = await self._reads.newest(self._target, (subject, m.marker), deadline)
+        record = found.get(subject)
+        held = held_of(record) if record is not None else None
+        marker = found[m.marker].sequence if m.marker in found else 0
+        if held is None:
+            self._cache.drop(subject)
+        else:
+            self._cache.put(subject, held.settled(marker))
+        return held, marker
+
+    # --- the three conditions ----------------------------------------------------------------------------------------
+
+    async def _absent(
+        self, m: MapSubjects, key: str, subject: str, value: bytes, deadline: float, once: bool
+    ) -> Commit:
+        known = self._cache.get(subject)
+        base = known.sequence if known is not None and known.value is None else 0
+        while True:
+            try:
+                stored = await self._store(subject, value, base, None, deadline, once=once)
+            except Refused:
+                held, marker = await self.look(m, subject, deadline)
+                entry = held.entry(key, marker) if held is not None else None
+                if entry is not None:
+                    return Commit(False, entry.revision, entry)
+                base = held.sequence if held is not None else 0
+                await self._client.yield_to_others(deadline)
+                continue
+            return Commit(True, stored.sequence, None)
+
+    async def _at(
+        self, m: MapSubjects, key: str, subject: str, value: bytes | None, revision: int, deadline: float, once: bool
+    ) -> Commit:
+        held = self._cache.get(subject)
+        if held is None or held.sequence != revision or held.value is None:
+            held, marker = await self.look(m, subject, deadline)
+            entry = held.entry(key, marker) if held is not None else None
+            if entry is None or entry.revision != revision:
+                return Commit(False, _seen_at(entry, held, marker), entry)
+        else:
+            entry = Entry(key, held.value, revision)
+        while True:
+            try:
+                stored = await self._store(subject, value, revision, revision, deadline, probe=m.marker, once=once)
+            except Refused:
+                held, marker = await self.look(m, subject, deadline)
+                found = held.entry(key, marker) if held is not None else None
+                if found is None or found.revision != revision:
+                    return Commit(False, _seen_at(found, held, marker), found)
+                await self._client.yield_to_others(deadline)
+                continue
+            with after_the_fact():
+                marker = await self._overtaken(m, revision, stored, deadline)
+                if marker:
+                    self._cache.drop(subject)
+                    await self._discard(stored.sequence, deadline)
+                    return Commit(False, marker, None)
+            if value is None:
+                self._janitor.deleted(m, subject, stored.sequence)
+            return Commit(True, stored.sequence, entry)
+
+    async def _always(self, m: MapSubjects, key: str, subject: str, value: bytes | None, deadline: float) -> Commit:
+        known = self._cache.get(subject)
+        marker = 0
+        if known is None or (value is None and known.value is None):
+            if value is not None:
+                first = await self._first(m, subject, value, deadline)
+                if isinstance(first, Commit):
+                    return first
+                known, marker = first
+            else:
+                known, marker = await self.look(m, subject, deadline)
+        one = (await self._assets.get(self._target, deadline)).replicas == 1
+        tries = 0
+        while True:
+            entry = known.entry(key, marker) if known is not None else None
+            if value is None and entry is None:
+                return Commit(True, _seen_at(None, known, marker), None)
+            tries += 1
+            if one and tries > _TRIES_BEFORE_BLIND:
+                return await self._blind(m, key, subject, value, deadline)
+            base = known.sequence if known is not None else 0
+            try:
+                stored = await self._store(
+                    subject, value, base, None, deadline, probe=m.marker if entry is not None else None
+                )
+            except Refused:
+                if tries > 1:
+                    await self._client.yield_to_others(deadline)
+                known, marker = await self.look(m, subject, deadline)
+                continue
+            if entry is not None:
+                with after_the_fact():
+                    if await self._overtaken(m, base, stored, deadline):
+                        entry = None
+            if value is None:
+                self._janitor.deleted(m, subject, stored.sequence)
+            return Commit(True, stored.sequence, entry)
+
+    async def _first(
+        self, m: MapSubjects, subject: str, value: bytes, deadline: float
+    ) -> Commit | tuple[Held | None, int]:
+        """A key we know nothing of: guess that it is new, and read it in the same round trip in case it is not."""
+        looking = asyncio.create_task(self.look(m, subject, deadline))
+        try:
+            stored = await self._store(subject, value, 0, None, deadline)
+            return Commit(True, stored.sequence, None)
+        except Refused:
+            return await looking
+        finally:
+            if looking.cancel():
+                await asyncio.wait([looking])
+            elif not looking.cancelled():
+                looking.exception()
+
+    async def send(self, subject: str, value: bytes | None, deadline: float, sent: asyncio.Event) -> int:
+        """Write whatever stands there, once; returns the sequence. See `followed`.
+
+        Raises:
+            BackendUnavailable, OutcomeUnknown
+        """
+        marks = headers(value, None, None)
+        stored = await self._client.publish(self._target, subject, value or b"", marks, deadline, sent=sent, once=True)
+        self._cache.put(subject, Held(stored.sequence, value))
+        return stored.sequence
+
+    async def _blind(self, m: MapSubjects, key: str, subject: str, value: bytes | None, deadline: float) -> Commit:
+        """Write whatever stands there, then read what that was. One replica only."""
+        stored = await self._store(subject, value, None, None, deadline)
+        if value is None:
+            self._janitor.deleted(m, subject, stored.sequence)
+        return await self.followed(m, key, subject, stored.sequence, deadline)
+
+    async def followed(self, m: MapSubjects, key: str, subject: str, sequence: int, deadline: float) -> Commit:
+        """The commit of an unconditional write stored at ``sequence``: reads what stood there before. One replica only."""
+        with after_the_fact():
+            found = await self._reads.newest(self._target, (subject, m.marker), deadline, up_to=sequence - 1)
+        record = found.get(subject)
+        marker = found[m.marker].sequence if m.marker in found else 0
+        return Commit(True, sequence, held_of(record).entry(key, marker) if record is not None else None)
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    async def _store(
+        self,
+        subject: str,
+        value: bytes | None,
+        base: int | None,
+        only_if: int | None,
+        deadline: float,
+        *,
+        probe: str | None = None,
+        once: bool = False,
+    ) -> Stored:
+        marks: Mapping[str, str] = headers(value, base, only_if)
+        stored = await self._client.publish(
+            self._target, subject, value or b"", marks, deadline, probe=probe, once=once
+        )
+        self._cache.put(subject, Held(stored.sequence, value, only_if))
+        return stored
+
+    async def _overtaken(self, m: MapSubjects, base: int, stored: Stored, deadline: float) -> int:
+        """The marker that lies between ``base`` and the message just stored; 0 if none does."""
+        probed = stored.probed
+        if probed is not None and probed < stored.sequence:
+            return probed if probed > base else 0
+        query = {"seq": base + 1, "next_by_subj": m.marker}
+        first = await self._reads.one(self._target, query, deadline)
+        return first.sequence if first is not None and first.sequence < stored.sequence else 0
+
+    async def _discard(self, sequence: int, deadline: float) -> None:
+        """Take a void message away: nobody counts it, but it would stay the newest of its subject."""
+        body = msgspec.json.encode({"seq": sequence, "no_erase": True})
+        try:
+            await self._client.api(f"STREAM.MSG.DELETE.{self._target.asset}", body, api.Done, deadline)
+        except CorepoolError as error:
+            log.debug("the void message %d stays: %s", sequence, error)
+
+
+def _seen_at(entry: Entry | None, held: Held | None, marker: int) -> int:
+    """A revision at which this was so."""
+    if entry is not None:
+        return entry.revision
+    return max(held.sequence if held is not None else 0, marker)
