@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 import time
 
-from tests.model.cases import BROKEN, CLEAN
+from tests.model.broken import BROKEN
+from tests.model.cases import CLEAN
 from tests.model.explore import explore
 
 

@@ -125,7 +125,10 @@ def _unsure(state: State, index: int, off: frozenset[str]) -> Steps:
     for settled in [state] if "R2" in off else settle(state, who):
         if settled.record is not None and settled.record.job == index + 1:
             yield Step(who, "looks: the record is there", with_dispatcher(settled, index, at="ring"))
+        elif "R2.again" in off:
+            yield Step(who, "looks: it is not there, tries again", with_dispatcher(settled, index, at="create"))
         else:
+            # Settled, and still nothing to be seen: it may have been applied, run, and been stopped meanwhile.
             result = UNAVAILABLE if "R2" in off else GONE
             yield Step(who, "looks: it is not there", with_dispatcher(settled, index, at=f"leave: {result}"))
 

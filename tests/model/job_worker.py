@@ -112,7 +112,7 @@ def _lease(state: State, index: int, me: Worker, off: frozenset[str]) -> Steps:
     elif me.mode == CUT and (me.lease == FENCED or dead):
         yield _step(index, "reaches the store again", with_worker(state, index, mode=UP))
     elif me.mode == UP and dead:
-        yield from _retire(state, index, me)
+        yield from _retire(state, index, me, off)
     elif me.mode == UP and me.lease == LAPSED:
         what = "fences itself" + (", stops the handler" if me.live else "")
         yield _step(index, what, with_worker(state, index, **fenced, lease=FENCED))
@@ -120,10 +120,12 @@ def _lease(state: State, index: int, me: Worker, off: frozenset[str]) -> Steps:
         yield _step(index, "renews its lease", with_worker(state, index, lease=HELD, dirty="R9" not in off))
 
 
-def _retire(state: State, index: int, me: Worker) -> Steps:
+def _retire(state: State, index: int, me: Worker, off: frozenset[str]) -> Steps:
     """Tombstoned: stop everything. ``owned`` stays for the cleaner to read; what was written there too late goes last."""
     if me.at != "retire":
         stopped = with_worker(state, index, **(Worker(at="retire")._asdict()))
+        if "R7.owned" in off:
+            stopped = with_owned(stopped, index, False)
         yield _step(index, "finds its tombstone: stops everything", stopped)
     elif state.removed[index]:
         gone = with_worker(with_owned(state, index, False), index, **Worker(mode=RETIRED)._asdict())

@@ -17,7 +17,7 @@ from tests.model.explore import Model, Step
 NEWEST = 3
 NODES = "AB"
 
-NO_PING_PONG = "5. a job moves at most once per ring revision"
+NO_PING_PONG = "10. a job moves at most once per ring revision"
 PLACED = "10. a job ends where it belongs"
 
 

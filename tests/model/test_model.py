@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tests.model.cases import BROKEN, CAN_COME_GOOD, CLEAN, Broken, Clean
+from tests.model.broken import BROKEN, Broken
+from tests.model.cases import CAN_COME_GOOD, CLEAN, Clean
 from tests.model.explore import explore, livelock
 
 RULES = [f"R{number}" for number in range(1, 14)]
@@ -30,6 +33,15 @@ def test_a_rule_that_is_off_is_missed(case: Broken) -> None:
 
 def test_every_rule_has_its_counterexample() -> None:
     assert {case.rule.partition(".")[0] for case in BROKEN} == {*RULES, "scan"}
+
+
+def test_the_page_about_the_model_lists_every_case() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "model.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for case in BROKEN:
+        assert any(f"| `{case.rule}` |" in row and f"| {case.invariant} | {case.steps} |" in row for row in rows), (
+            case.rule
+        )
 
 
 @pytest.mark.parametrize("case", CAN_COME_GOOD, ids=lambda case: case.name)
