@@ -63,6 +63,11 @@ class Stream:
         return self._backend
 
     @property
+    def config(self) -> StreamConfig:
+        """What a stream that this object makes is made with."""
+        return self._config
+
+    @property
     def key(self) -> Key:
         """Its identity on the backend: namespace and name."""
         return (self._namespace.name, self._store.name)
@@ -149,11 +154,7 @@ class Stream:
     ) -> Sink:
         """Join the sink ``name`` of this stream; add others with `Sink.add_stream`. See `Sink`."""
         sink = Sink(self._backend, name, ack_wait=ack_wait, topics=topics, patterns=patterns, buffer=buffer)
-        try:
-            await sink.add_stream(self, start=start)
-        except BaseException:  # cancellation included: a half-open sink must not leave a member behind
-            await sink.aclose()
-            raise
+        await sink.add_stream(self, start=start)
         return sink
 
     async def read_now(self, after: str = "") -> Sequence[Event]:

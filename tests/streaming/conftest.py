@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import pytest
 
-from corepool.driver import OLDEST, Backend, Delivery, Event, Start, connect
+from corepool.driver import OLDEST, Backend, Delivery, Event, NewEvent, Start, StreamConfig, connect
 from corepool.errors import BackendUnavailable
 from corepool.streaming import Stream
 
@@ -126,6 +126,31 @@ class FakeStreamStore:
         self.readings: list[FakeReading] = []
         self.members: list[FakeMember] = []
         self.joining: asyncio.Event | None = None
+        self.there = False
+        self.sealed = False
+        self.others_create = 0
+        self.created: list[StreamConfig] = []
+        self.appended = 0
+
+    async def append(self, event: NewEvent, *, only_if_exists: bool = False) -> str | None:
+        assert only_if_exists, "a plain append would make the stream with the default configuration"
+        if not self.there or self.sealed:
+            return None
+        self.appended += 1
+        return f"{self.appended:04}"
+
+    async def create(self, config: StreamConfig) -> bool:
+        if self.there:
+            return False
+        if self.others_create:  # they were faster; and then they destroyed it again
+            self.others_create -= 1
+            return False
+        self.there = True
+        self.created.append(config)
+        return True
+
+    async def exists(self) -> bool:
+        return self.there
 
     def read(self, start: Start = OLDEST) -> FakeReading:
         self.readings.append(FakeReading(start))

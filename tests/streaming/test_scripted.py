@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from corepool.driver import NEWEST, OLDEST, After
-from corepool.errors import BackendUnavailable, InvalidOptionError, OutcomeUnknown
+from corepool.driver import NEWEST, OLDEST, After, StreamConfig
+from corepool.errors import BackendUnavailable, InvalidOptionError, OutcomeUnknown, StreamSealed
 from corepool.streaming import Sink, Stream
 from corepool.streaming import sink as sink_module
 
@@ -188,7 +188,9 @@ async def test_a_sink_fetches_no_more_than_fits(fake: FakeBackend) -> None:
 # --- topics ----------------------------------------------------------------------------------------------------------
 
 
-async def test_unwanted_events_are_acked_and_an_ack_that_fails_stops_nothing(fake: FakeBackend) -> None:
+async def test_unwanted_events_are_acked_and_an_ack_that_fails_stops_nothing(
+    fake: FakeBackend, caplog: pytest.LogCaptureFixture
+) -> None:
     sink, member = await sink_of(fake, topics="wanted")
     member.ack_error = OutcomeUnknown("the reply was lost")
     member.queue.put_nowait([fake.delivery(1, "other")])
@@ -198,6 +200,7 @@ async def test_unwanted_events_are_acked_and_an_ack_that_fails_stops_nothing(fak
     assert (await soon(sink.receive())).receipt == "receipt 2"
     await settled()
     assert member.acked == ["receipt 1", "receipt 3"]
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]  # expected: no pump was restarted
     await sink.aclose()
 
 
@@ -372,3 +375,23 @@ async def test_a_bad_delay_is_refused(fake: FakeBackend, delay: float) -> None:
         await sink.nack("r", delay=delay)
     assert member.nacked == []
     await sink.aclose()
+
+
+# --- adding with a configuration ---------------------------------------------------------------------------------------
+
+
+async def test_an_add_goes_on_when_the_stream_is_destroyed_under_it(fake: FakeBackend) -> None:
+    """Somebody makes the stream between append and create, and destroys it again before the second append."""
+    bounded = Stream(fake, "s", config=StreamConfig(max_length=3))  # type: ignore[arg-type]
+    store = fake.stores["s"]
+    store.others_create = 1
+    assert await soon(bounded.add("e", b"")) == "0001"
+    assert store.created == [bounded.config]
+
+
+async def test_an_add_to_a_sealed_stream_with_a_configuration_says_so(fake: FakeBackend) -> None:
+    bounded = Stream(fake, "s", config=StreamConfig(max_length=3))  # type: ignore[arg-type]
+    await bounded.create()
+    fake.stores["s"].sealed = True
+    with pytest.raises(StreamSealed):
+        await soon(bounded.add("e", b""))
