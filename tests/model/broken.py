@@ -232,6 +232,13 @@ BROKEN: list[Broken] = [
         15,
     ),
     Broken(
+        "R12.entry",
+        "the sweeper drops an entry by its name, though it was written again meanwhile",
+        job_case("R12", ["R12.entry"], running=True, stopper=False, faults=Faults(unknown=1, moves=2)),
+        job.FOUND,
+        15,
+    ),
+    Broken(
         "R12.inbox",
         "an inbox is destroyed without naming its incarnation",
         lambda: LockModel(off=["R12"]),

@@ -76,6 +76,7 @@ class Job(Model[State]):
             record=None,
             claims=0,
             attention=frozenset(),
+            expired=frozenset(),
             owned=(False, False),
             tombstone=(False, False),
             removed=(False, False),

@@ -144,7 +144,9 @@ def sweeper_steps(state: State, off: frozenset[str]) -> Steps:
     record = state.record
     for job, epoch in sorted(state.attention):
         ahead = record is None or record.job != job or epoch > record.epoch
-        if ahead and _announced(state, job, epoch):
+        if ahead and "R12.entry" in off:
+            yield from _drop_by_name(state, job, epoch)
+        elif ahead and _announced(state, job, epoch):
             # The grace: an entry stands before the write that it announces. Only a writer slower than the grace loses it.
             if state.faults.hasty:
                 hasty = unattend(spend(state, "hasty"), job, epoch)
@@ -155,6 +157,15 @@ def sweeper_steps(state: State, off: frozenset[str]) -> Steps:
             yield Step("sweeper", f"drops the entry of job {job}, epoch {epoch}", unattend(state, job, epoch))
         else:
             yield from _sweep(state, record)
+
+
+def _drop_by_name(state: State, job: int, epoch: int) -> Steps:
+    """Without R12 the grace is counted for the entry's name, whoever writes it again meanwhile."""
+    if (job, epoch) in state.expired:
+        yield Step("sweeper", f"drops the entry of job {job}, epoch {epoch}", unattend(state, job, epoch))
+    elif not _announced(state, job, epoch):
+        expired = state._replace(expired=state.expired | {(job, epoch)})
+        yield Step("sweeper", f"has seen the entry of job {job}, epoch {epoch} for long enough", expired)
 
 
 def _sweep(state: State, record: Record) -> Steps:

@@ -132,6 +132,8 @@ class State(NamedTuple):
     claims: int
     attention: frozenset[tuple[int, int]]
     """Entries of (job_id, epoch)."""
+    expired: frozenset[tuple[int, int]]
+    """Entries whose grace is over as the sweeper believes, by name: only with "R12.entry" off."""
     owned: tuple[bool, bool]
     """Whether ``owned@worker`` holds the key, for A and B."""
     tombstone: tuple[bool, bool]
@@ -190,7 +192,7 @@ def attend(state: State, job: int, epoch: int) -> State:
 def unattend(state: State, job: int, epoch: int, *, named: bool = True) -> State:
     """Remove an attention entry: the one of this epoch (R12), or, with the rule off, whatever the job has there."""
     gone = {(job, epoch)} if named else {entry for entry in state.attention if entry[0] == job}
-    return state._replace(attention=state.attention - gone)
+    return state._replace(attention=state.attention - gone, expired=state.expired - gone)
 
 
 def ring(state: State, index: int) -> Iterator[tuple[str, State]]:
