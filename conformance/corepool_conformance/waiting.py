@@ -236,9 +236,20 @@ async def take(kit: Kit, reading: Reading, count: int, within: float = 10.0) -> 
 
 
 async def consume(
-    kit: Kit, sink: SinkStore, count: int, *, within: float = 10.0, ack: bool = True, batch: int = 10
+    kit: Kit,
+    sink: SinkStore,
+    count: int,
+    *,
+    within: float = 10.0,
+    ack: bool = True,
+    batch: int = 10,
+    promise: str = "S2",
 ) -> list[Delivery]:
-    """The next ``count`` deliveries of a sink, acked unless told otherwise."""
+    """The next ``count`` deliveries of a sink, acked unless told otherwise.
+
+    Raises:
+        PromiseBroken: they did not come in time.
+    """
     got: list[Delivery] = []
 
     async def receive() -> None:
@@ -248,7 +259,10 @@ async def consume(
                 await sink.ack([delivery.receipt for delivery in batch_now])
             got.extend(batch_now)
 
-    await kit.within(within, receive(), f"receiving {count} events (got so far: {len(got)})", "S2")
+    try:
+        await kit.within(within, receive(), f"receiving {count} events", promise)
+    except PromiseBroken as broken:
+        raise PromiseBroken(promise, f"{count} events were to come, and these came: {payloads(got)}") from broken
     return got
 
 

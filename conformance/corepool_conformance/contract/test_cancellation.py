@@ -6,6 +6,7 @@ import asyncio
 import io
 import logging
 import traceback
+from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
@@ -188,17 +189,18 @@ class TestCancellation(Contract):
         await m.set("k", b"v")
         await kit.within(5, backend.aclose(), "closing", "CLOSE")
         await kit.within(5, backend.aclose(), "closing again", "CLOSE")
-        for call in (
-            m.get("k"),
-            m.set("k", b"x"),
-            m.clear(),
-            stream.append(NewEvent("e", b"")),
-            stream.length(),
-            namespace.commit([SetKey("m", "k", b"x")]),
-            stream.sink("g"),
-        ):
+        calls: list[Callable[[], Awaitable[object]]] = [
+            lambda: m.get("k"),
+            lambda: m.set("k", b"x"),
+            lambda: m.clear(),
+            lambda: stream.append(NewEvent("e", b"")),
+            lambda: stream.length(),
+            lambda: namespace.commit([SetKey("m", "k", b"x")]),
+            lambda: stream.sink("g"),
+        ]
+        for call in calls:
             with pytest.raises(BackendUnavailable):
-                await kit.within(5, call, "a call on a closed connection", "CLOSE")
+                await kit.within(5, call(), "a call on a closed connection", "CLOSE")
         other = await kit.map()
         entry = await other.get("k")
         assert entry is not None

@@ -250,7 +250,7 @@ class TestSinks(Contract):
         held = await kit.within(5, leaver.receive(3), "deliveries", "S2")
         await kit.within(5, leaver.aclose(), "leaving a sink", "CLOSE")
         await leaver.aclose()
-        got = await consume(kit, stayer, 5, within=kit.ack_wait * 3 + SLACK)
+        got = await consume(kit, stayer, 5, within=kit.ack_wait * 3 + SLACK, promise="S3")
         assert sorted(payloads(got)) == [f"e{number}" for number in range(5)]
         assert {delivery.event.id for delivery in held} <= {delivery.event.id for delivery in got}
 
@@ -263,7 +263,7 @@ class TestSinks(Contract):
         await kit.within(5, lost.receive(2), "deliveries", "S2")
         await kit.within(5, backend.aclose(), "closing a connection that holds deliveries", "CLOSE")
         sink = await self._joined(kit, stream)
-        got = await consume(kit, sink, 3, within=kit.ack_wait * 3 + SLACK)
+        got = await consume(kit, sink, 3, within=kit.ack_wait * 3 + SLACK, promise="S3")
         assert sorted(payloads(got)) == ["e0", "e1", "e2"], "what a closed connection had received was forgotten"
 
     @promise("S3", multi_process=True, deadline=60)
@@ -272,7 +272,7 @@ class TestSinks(Contract):
         await fill(stream, 12)
         await self._kill_a_member(kit, 5)
         sink = await self._joined(kit, stream)
-        got = await consume(kit, sink, 12, within=kit.ack_wait * 3 + SLACK)
+        got = await consume(kit, sink, 12, within=kit.ack_wait * 3 + SLACK, promise="S3")
         if missing := {f"e{number}" for number in range(12)} - set(payloads(got)):
             raise PromiseBroken(
                 "S3", f"a member was killed while it held 5 events; never delivered again: {sorted(missing)}"
@@ -284,7 +284,7 @@ class TestSinks(Contract):
         await fill(stream, 4)
         await self._kill_a_member(kit, 2)
         sink = await self._joined(kit, stream)
-        await consume(kit, sink, 4, within=kit.ack_wait * 3 + SLACK)
+        await consume(kit, sink, 4, within=kit.ack_wait * 3 + SLACK, promise="S3")
 
         async def one_left() -> bool:
             return len(await kit.harness.members(kit.namespace_name, "s", "workers")) <= 1
