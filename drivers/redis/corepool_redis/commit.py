@@ -9,6 +9,7 @@ Neighbours: :mod:`corepool_redis.maps`, :mod:`corepool_redis.streams` and ``Name
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Sequence
 
@@ -36,7 +37,10 @@ from corepool_redis.link import Link, Refused
 from corepool_redis.resp import Arg, Reply
 from corepool_redis.scripts import Script
 
-__all__ = ["Batch", "Space", "read_appended", "read_commit", "read_entry", "read_key", "translate"]
+__all__ = ["Batch", "Space", "read_appended", "read_commit", "read_entries", "read_entry", "read_previous", "translate"]
+
+
+log = logging.getLogger("corepool.redis")
 
 
 @attrs.frozen(slots=True)
@@ -75,6 +79,30 @@ def read_entry(key: str, raw: Reply) -> Entry | None:
         if colon and revision.isdigit():
             return Entry(key, value, int(revision))
     raise WireError(f"the value of {key!r} does not begin with a revision; another program writes to corepool's keys")
+
+
+def read_previous(key: str, raw: Reply) -> Entry | None:
+    """What stood in a write's place. Foreign bytes are told as they are, with revision 0: the write itself is decided, and an
+    error would say otherwise (M5)."""
+    try:
+        return read_entry(key, raw)
+    except WireError:
+        return Entry(key, raw, 0) if isinstance(raw, bytes) else None
+
+
+def read_entries(flat: Sequence[Reply]) -> list[Entry]:
+    """Fields and values of a map's hash. What another program wrote is set aside: it must not hide the others."""
+    entries: list[Entry] = []
+    for field, raw in zip(flat[::2], flat[1::2], strict=True):
+        key = read_key(field)
+        try:
+            entry = read_entry(key, raw) if key else None
+        except WireError as error:
+            log.warning("%s; it is passed over", error)
+            continue
+        if entry is not None:
+            entries.append(entry)
+    return entries
 
 
 def read_key(field: Reply) -> str:
@@ -218,7 +246,7 @@ def read_commit(key: str, reply: Reply) -> Commit:
     if isinstance(reply, list) and len(reply) == 3:
         applied, revision, previous = reply
         if isinstance(applied, int) and isinstance(revision, int):
-            return Commit(applied == 1, revision, read_entry(key, previous))
+            return Commit(applied == 1, revision, read_previous(key, previous))
     raise WireError("the server's answer to a write has an unknown form")
 
 

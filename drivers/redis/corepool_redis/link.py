@@ -6,9 +6,9 @@ Invariants:
 
 - A write that may have reached the server is never sent again. What was surely not applied (never sent, or refused as a whole
   by the server: NOSCRIPT, MOVED, READONLY, LOADING, …) and what changes nothing is repeated until ``timeout`` has passed.
-- At most ``max_in_flight`` commands wait for replies; further callers queue in order. Blocking commands have links of their
-  own.
-- Each socket has an *epoch*, larger than that of every socket before it. Fenced scripts carry it; after :meth:`fence` the
+- At most ``max_in_flight`` commands wait for replies; further callers queue in order. Blocking commands have links of
+  their own.
+- Each socket has an *epoch*, larger than that of every socket before it. Fenced scripts carry it; after :meth:`settle` the
   server refuses all smaller ones, so bytes that still lie in some buffer can do no harm (R2).
 - A scope (a namespace) whose write was in flight when its socket ended is remembered in ``unsettled`` until it is fenced, also
   if the caller was cancelled meanwhile.

@@ -26,7 +26,7 @@ from corepool.driver import (
 )
 from corepool.driver.maps import Increment
 from corepool.errors import BackendUnavailable, OutcomeUnknown, PayloadTooLarge, WireError
-from corepool_redis.commit import Batch, Space, read_commit, read_entry, read_key, translate
+from corepool_redis.commit import Batch, Space, read_commit, read_entries, read_entry, read_previous, translate
 from corepool_redis.feeds import FeedReader
 from corepool_redis.keys import MapKeys
 from corepool_redis.link import Refused
@@ -71,8 +71,8 @@ class RedisMap:
             return {}
         reply = await self._read("HMGET", self._keys.data, *keys)
         values = reply if isinstance(reply, list) else []
-        found = (read_entry(key, raw) for key, raw in zip(keys, values, strict=True))
-        return {entry.key: entry for entry in found if entry is not None}
+        flat = [part for key, raw in zip(keys, values, strict=True) for part in (key.encode(), raw)]
+        return {entry.key: entry for entry in read_entries(flat)}
 
     async def set(self, key: str, value: bytes, when: When = ALWAYS) -> Commit:
         batch = Batch(self._space)
@@ -133,7 +133,7 @@ class RedisMap:
         _, results = await batch.run()
         match results[0]:
             case [int() as revision, bytes() as value, previous]:
-                return Updated(value, revision, read_entry(key, previous))
+                return Updated(value, revision, read_previous(key, previous))
             case b"!overflow":
                 raise OverflowError(f"a counter holds 64 bits; {key!r} changed by {op} does not fit")
             case b"!large":
@@ -156,17 +156,12 @@ class RedisMap:
                     pass
                 case _:
                     raise WireError("the server's answer to HSCAN has an unknown form")
-            for field, raw in zip(flat[::2], flat[1::2], strict=True):
-                key = read_key(field)
-                if not key or key in seen:
-                    continue
-                seen.add(key)
-                entry = read_entry(key, raw)
-                if entry is not None:
+            for entry in read_entries(flat):
+                if entry.key not in seen:
+                    seen.add(entry.key)
                     yield entry
-            if (
-                link.generation != generation
-            ):  # a cursor means nothing to another server: begin again, yield nothing twice
+            if link.generation != generation:
+                # a cursor means nothing to another server: begin again, and yield nothing twice
                 cursor, generation = b"0", link.generation
             elif cursor == b"0":
                 return

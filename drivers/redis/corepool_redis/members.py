@@ -3,8 +3,7 @@
 Purpose: :class:`corepool.driver.SinkStore` for users; buffers and receipts for :mod:`corepool_redis.sinks`.
 Invariants: what was fetched stays in the shared buffer until a ``receive`` that returns takes it, so a cancelled ``receive``
 loses nothing (M6); what lay there for longer than ``ack_wait`` is not handed out, since others have it by now; an event is
-known as
-``held`` from its delivery until it is settled or its ``ack_wait`` has passed, so that recovery delivers nothing twice.
+known as ``held`` from its delivery until it is settled or its ``ack_wait`` has passed, so that recovery delivers nothing twice.
 Neighbours: :mod:`corepool_redis.sinks` fills the buffer and is told who waits.
 """
 

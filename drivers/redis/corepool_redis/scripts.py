@@ -5,8 +5,8 @@ Invariants: a script is sent by its digest and, only when the server does not kn
 node), once more as text; server-side functions are not used, since two library versions would collide in a rolling upgrade.
 Neighbours: :mod:`corepool_redis.link` invokes; the stores name keys and arguments.
 
-Each script is put together from ``common.lua`` and its own file. Three settings about memory and writes exist, because a server
-whose memory is full refuses a script as a whole by its flags:
+Each script is put together from ``common.lua`` and its own file. It has one of two settings, because a
+server whose memory is full refuses a script as a whole by its flags:
 
 - ``deny``: the script may make the data grow; refused when memory is full.
 - ``allow``: the script only shrinks, or must work to be able to shrink (acknowledging, claiming): runs when memory is full.

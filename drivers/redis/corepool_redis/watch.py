@@ -1,7 +1,8 @@
 """One watch: a snapshot, then every change, in order and without a gap.
 
-Purpose: :class:`corepool.driver.Watch` as a state machine; a :class:`~corepool_redis.feeds.FeedReader` feeds it with log
-entries. Invariants:
+Purpose: :class:`corepool.driver.Watch` as a state machine; a :class:`~corepool_redis.feeds.FeedReader` feeds it with the
+entries of the log.
+Invariants:
 
 - An entry is accepted only if it is the successor of where the watch stands: revision + 1, or the first entry of a map that
   began after exactly this revision. Anything else is a gap, and a gap leads to a snapshot (M3).
@@ -25,7 +26,7 @@ import attrs
 
 from corepool.driver import Change, Cleared, Entry, Snapshot, WatchEvent
 from corepool.errors import CorepoolError, WireError
-from corepool_redis.commit import Space, read_entry, read_key
+from corepool_redis.commit import Space, read_entries
 from corepool_redis.keys import EventId, MapKeys
 from corepool_redis.link import Refused
 from corepool_redis.resp import Reply
@@ -215,13 +216,7 @@ class RedisWatch:
 def _read_snapshot(reply: Reply) -> tuple[EventId, int, tuple[Entry, ...]]:
     match reply:
         case [bytes() as stand, bytes() as birth, [*flat]] if birth.isdigit():
-            entries: list[Entry] = []
-            for field, raw in zip(flat[::2], flat[1::2], strict=True):
-                key = read_key(field)
-                entry = read_entry(key, raw) if key else None
-                if entry is not None:
-                    entries.append(entry)
-            return EventId.parse(stand), int(birth), tuple(entries)
+            return EventId.parse(stand), int(birth), tuple(read_entries(flat))
         case _:
             raise WireError("the server's answer to a snapshot has an unknown form")
 

@@ -199,6 +199,7 @@ function decide.u()
   local kind, values = take(), {}
   for i = 1, tonumber(take()) do values[i] = take() end
   local raw = map.held[key]
+  if raw and not string.find(raw, '^%d+:') then return '!wire', true end
   local current = raw and string.sub(raw, string.find(raw, ':', 1, true) + 1)
   local value, problem = update(current or nil, kind, values)
   if problem then return problem, true end
