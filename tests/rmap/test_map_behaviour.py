@@ -32,6 +32,10 @@ ODD = [
 """Keys that some backend would like to give a meaning to."""
 
 
+FAR = 2**62
+"""A revision that no map reaches: backends may begin with large ones."""
+
+
 async def soon(awaitable: Awaitable[R]) -> R:
     """Nothing here may block for ever."""
     async with asyncio.timeout(15):
@@ -560,7 +564,7 @@ async def test_closing_the_backend_ends_waits_and_listeners(backend_url: str, fr
     rmap = await soon(ReplicatedMap.join(backend, fresh))
     await soon(rmap.set_and_wait("k", "v"))
     subscription, changes = rmap.subscribe(), rmap.changes()
-    waiters = [asyncio.create_task(rmap.wait_for_revision(10**9)) for _ in range(3)]
+    waiters = [asyncio.create_task(rmap.wait_for_revision(FAR)) for _ in range(3)]
     await until(lambda: rmap.waiting == 3)
     await soon(rmap.destroy())
     await soon(backend.aclose())
@@ -575,7 +579,7 @@ async def test_closing_the_backend_ends_waits_and_listeners(backend_url: str, fr
 
 async def test_close_while_many_wait(join: Join) -> None:
     rmap = await join()
-    waits = [asyncio.create_task(rmap.wait_for_revision(10**9)) for _ in range(100)]
+    waits = [asyncio.create_task(rmap.wait_for_revision(FAR)) for _ in range(100)]
     writes = [asyncio.create_task(rmap.set_and_wait("k", str(n))) for n in range(100)]
     await until(lambda: rmap.waiting >= 100)
     await soon(rmap.aclose())
