@@ -10,6 +10,7 @@ from __future__ import annotations
 from corepool_conformance.contract.test_cancellation import TestCancellation
 from corepool_conformance.contract.test_capabilities import TestCapabilities
 from corepool_conformance.contract.test_commit import TestCommit
+from corepool_conformance.contract.test_differential import TestDifferential
 from corepool_conformance.contract.test_histories import TestHistories
 from corepool_conformance.contract.test_limits import TestLimits
 from corepool_conformance.contract.test_map_watch import TestMapWatch
@@ -23,6 +24,7 @@ CLASSES = (
     TestMaps,
     TestMapWatch,
     TestHistories,
+    TestDifferential,
     TestCommit,
     TestStreams,
     TestSinks,
@@ -36,6 +38,7 @@ class ConformanceSuite(
     TestMaps,
     TestMapWatch,
     TestHistories,
+    TestDifferential,
     TestCommit,
     TestStreams,
     TestSinks,

@@ -64,6 +64,14 @@ def test_the_unbroken_driver_passes(test: str) -> None:
     run(test, BrokenHarness(Broken))
 
 
+def test_a_difference_is_shown_as_a_short_program() -> None:
+    with pytest.raises(AssertionError) as caught:
+        run("differential::test_the_same_answers_as_the_memory_driver", BrokenHarness(maps.EmptyValueIsATombstone))
+    history = caught.value.history  # type: ignore[attr-defined]
+    assert 4 <= len(history) <= 5, history  # set, get, and what both sides said
+    assert "the memory driver" in history[-1]
+
+
 def test_a_lost_update_is_shown_as_a_short_history() -> None:
     with pytest.raises(AssertionError) as caught:
         run("histories::test_histories_are_linearizable", BrokenHarness(maps.LostUpdate))
