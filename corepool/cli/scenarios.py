@@ -24,7 +24,7 @@ from corepool.errors import (
     JobNotFoundError,
     OutcomeUnknown,
 )
-from corepool.testing import Budgets, Cluster, ClusterNode, Faults, NodeCrashed, Result, simulate_cluster
+from corepool.testing import Budgets, Cluster, ClusterNode, Faults, NodeCrashed, NotInTime, Result, simulate_cluster
 
 __all__ = ["Scenario", "ScenarioError", "load_scenario", "pool"]
 
@@ -192,7 +192,14 @@ async def pool(cluster: Cluster) -> None:
     def settled() -> bool:
         return all(len(cluster.running(key)) == 1 for key in running) and not any(map(cluster.owners, stopped))
 
-    await cluster.eventually(settled, within=SETTLES_WITHIN * ttl, what="every admitted job runs, no stopped one does")
+    try:
+        await cluster.eventually(
+            settled, within=SETTLES_WITHIN * ttl, what="every admitted job runs, no stopped one does"
+        )
+    except NotInTime as error:
+        wrong = [f"{key} runs on {len(cluster.running(key))}" for key in running if len(cluster.running(key)) != 1]
+        wrong += [f"{key} was stopped and is on {cluster.owners(key)}" for key in stopped if cluster.owners(key)]
+        raise NotInTime(f"{error}: {'; '.join(wrong)}") from error
 
 
 async def _boot(cluster: Cluster, options: dict[str, Any]) -> None:
