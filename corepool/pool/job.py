@@ -84,7 +84,19 @@ class _Fenced(Exception):
 class OwnedJob:
     """One key on one worker."""
 
-    __slots__ = ("_began", "_commands", "_interruptible", "_payload", "_runner", "_worker", "key", "running", "stored")
+    __slots__ = (
+        "_began",
+        "_commands",
+        "_fencing",
+        "_in_handler",
+        "_interruptible",
+        "_payload",
+        "_runner",
+        "_worker",
+        "key",
+        "running",
+        "stored",
+    )
 
     def __init__(self, worker: Worker, key: str) -> None:
         self.key = key
@@ -95,6 +107,8 @@ class OwnedJob:
         self._worker = worker
         self._payload = b""
         self._began = False
+        self._fencing = False
+        self._in_handler = False
         self._commands: deque[Command] = deque()
         self._runner: asyncio.Task[None] | None = None
         self._interruptible: asyncio.Task[None] | None = None
@@ -105,9 +119,12 @@ class OwnedJob:
 
     def put(self, command: Command) -> None:
         """Do this after what was asked before."""
-        self._commands.append(command)
-        if isinstance(command, Stop | Fence):
-            self.interrupt()
+        if isinstance(command, Fence):
+            self._fence(command)
+        else:
+            self._commands.append(command)
+            if isinstance(command, Stop):
+                self.interrupt()
         if self._runner is None:
             self._runner = self._worker.context.supervisor.spawn(f"job {self.key!r}", self._run())
 
@@ -116,22 +133,47 @@ class OwnedJob:
         if self._interruptible is not None:
             self._interruptible.cancel()
 
+    def _fence(self, command: Fence) -> None:
+        """Before anything else: whatever waits for the backend now must not keep the handler from being stopped."""
+        self._commands.appendleft(command)
+        self.interrupt()
+        if self._runner is not None and not self._in_handler and not self._fencing:
+            self._fencing = True
+            self._runner.cancel()
+
     async def _run(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
         try:
             while self._commands:
                 command = self._commands.popleft()
                 try:
                     await self._carry_out(command)
+                except asyncio.CancelledError:
+                    self._drop_bell(command)
+                    if not self._fencing:
+                        raise
                 except TRANSIENT as error:
+                    self._drop_bell(command)
                     self._worker.log.warning("job %r: %s: %s", self.key, type(command).__name__, error)
                     self._worker.review_soon(self.key)
-                except Exception:
+                except Exception:  # a bug in one step must not keep the next from being taken; the review repairs
+                    self._drop_bell(command)
                     self._worker.log.exception("job %r: %s failed", self.key, type(command).__name__)
                     self._worker.review_soon(self.key)
+                if self._fencing:  # also if something on the way swallowed the cancellation
+                    self._fencing = False
+                    task.uncancel()
         finally:
             self._runner = None
             if not self.running:
                 self._worker.forget(self)
+
+    def _drop_bell(self, command: Command) -> None:
+        """Not dealt with: the event may come again."""
+        bell = getattr(command, "bell", None)
+        if bell is not None:
+            bell.taken()
 
     async def _carry_out(self, command: Command) -> None:
         match command:
@@ -423,7 +465,11 @@ class OwnedJob:
 
     async def _stop_handler(self) -> None:
         if self.running:
-            await self._worker.handler.stop(self.key)
+            self._in_handler = True
+            try:
+                await self._worker.handler.stop(self.key)
+            finally:
+                self._in_handler = False
             self.running = False
 
     async def _interruptibly(self, work: Awaitable[None]) -> asyncio.Task[None] | None:
@@ -434,6 +480,7 @@ class OwnedJob:
         if interrupted:
             task.cancel()
         self._interruptible = task
+        self._in_handler = True
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError:
@@ -442,6 +489,7 @@ class OwnedJob:
             raise
         finally:
             self._interruptible = None
+            self._in_handler = False
         was_interrupted = any(isinstance(command, Stop | Fence) for command in self._commands)
         if was_interrupted and task.cancelled():
             return None

@@ -92,7 +92,7 @@ class Schedule:
                     f"end of schedule {self.name!r}", self._ticker.stop_everywhere, lambda: False
                 )
                 return
-            except Exception:
+            except Exception:  # the producer's own error, or a job's: logged; the next tick tries again
                 self._context.log.exception("schedule %r: the plan failed", self.name)
 
     async def _carry_out(self, plan: Any) -> None:

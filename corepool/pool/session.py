@@ -142,9 +142,10 @@ class Session:
         self.workers[worker.id] = worker
         try:
             await worker.join()
-        except BaseException:
-            self.workers.pop(worker.id, None)  # whatever ended the join
-            await self._erase(worker)
+        except CorepoolError:
+            # It may be active by now and hold jobs, if the answer to its last step was lost: it leaves like any other.
+            worker.removed = True
+            await self.remove_worker(worker, self.context.options.worker_shutdown_ttl)
             raise
         if self.context.membership.pool.shutdown or self.ended is not None:  # R6: look again after writing
             await self._discard(worker)
@@ -165,6 +166,7 @@ class Session:
                 handed_over = await worker.hand_all_over(max(0.01, deadline - context.clock.monotonic()))
                 await worker.close_inbox()
                 if handed_over:
+                    await store.stream(store.worker_inbox(worker.id)).seal()  # nothing more comes in from here on
                     await self._release_leftovers(worker)
                     await self.cleanup.drain_inbox(store.worker_inbox(worker.id))
                     await store.map(store.owned(worker.id)).destroy()

@@ -117,7 +117,7 @@ class Supervisor:
         """Cancel everything and wait until nothing is left. Idempotent. The calling task is spared."""
         self._closed = True
         current = asyncio.current_task()
-        while rest := [task for task in self._tasks if task is not current]:
+        while rest := [task for task in self._tasks if task is not current and not task.done()]:
             await self.cancel(*rest)
 
 
