@@ -34,6 +34,7 @@ from corepool.driver import (
     Updated,
     ValueOp,
     When,
+    check_name,
     decode_counter,
 )
 from corepool.errors import BackendUnavailable, OutcomeUnknown, WireError
@@ -103,6 +104,7 @@ class ReplicatedMap(LocalReads[T]):
             InvalidKeyError: the name or namespace is empty or too long.
             BackendUnavailable: the backend was closed.
         """
+        check_name("a map's name", name, backend.capabilities)  # here: a driver may look only when it is used
         return await cls.open(
             backend.namespace(namespace).map(name),
             codec=codec,

@@ -10,7 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from corepool.driver import OLDEST, Backend, Event, Namespace, NewEvent, Start, StreamConfig, StreamStore, shorten
+from corepool.driver import (
+    OLDEST,
+    Backend,
+    Event,
+    Namespace,
+    NewEvent,
+    Start,
+    StreamConfig,
+    StreamStore,
+    check_name,
+    shorten,
+)
 from corepool.errors import InvalidKeyError, StreamSealed
 from corepool.streaming.merge import Key
 from corepool.streaming.reader import Reader
@@ -34,6 +45,7 @@ class Stream:
     def __init__(
         self, backend: Backend, name: str, *, namespace: str = "streams", config: StreamConfig = _DEFAULT
     ) -> None:
+        check_name("a stream's name", name, backend.capabilities)  # here: a driver may look only when it is used
         self._backend = backend
         self._namespace = backend.namespace(namespace)
         self._store = self._namespace.stream(name)

@@ -661,6 +661,8 @@ async def test_a_bad_name_is_refused(backend: Backend, name: Any) -> None:
     with pytest.raises(InvalidKeyError):
         await soon(ReplicatedMap.join(backend, name))
     with pytest.raises(InvalidKeyError):
+        await soon(ReplicatedMap.join(backend, name, replicated=False))
+    with pytest.raises(InvalidKeyError):
         await soon(ReplicatedMap.join(backend, "name", namespace=name))
     assert asyncio.all_tasks() == before
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import pytest
 
-from corepool.driver import OLDEST, Backend, Delivery, Event, NewEvent, Start, StreamConfig, connect
+from corepool.driver import OLDEST, Backend, Capabilities, Delivery, Event, NewEvent, Start, StreamConfig, connect
 from corepool.errors import BackendUnavailable
 from corepool.streaming import Stream
 
@@ -179,6 +179,17 @@ class FakeBackend:
     def __init__(self) -> None:
         self.name = "fake"
         self.clock = FakeClock()
+        self.capabilities = Capabilities(
+            atomic_commit=False,
+            value_ops=False,
+            durable=False,
+            multi_process=False,
+            strict_receipts=False,
+            max_key_bytes=512,
+            max_name_bytes=128,
+            max_value_bytes=65536,
+            max_commit_ops=64,
+        )
         self.random = random.Random(1)
         self.stores: dict[str, FakeStreamStore] = {}
 
