@@ -16,65 +16,24 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
-
-import attrs
+from typing import TYPE_CHECKING, TypeVar
 
 from corepool.errors import Requeue
 from corepool.pool import transitions
+from corepool.pool.commands import Command, Fence, HandOver, Notify, Review, Start, Stop
 from corepool.pool.doorbells import Doorbell
 from corepool.pool.handlers import FencingToken, Job
 from corepool.pool.protocol import Outcome
 from corepool.pool.store import Stored
 from corepool.pool.supervisor import TRANSIENT, backoff
-from corepool.pool.wire import JobRecord, JobState, NotifyEvent, StartEvent, StopEvent, Verdict
+from corepool.pool.wire import JobRecord, JobState, StartEvent, Verdict
 
 if TYPE_CHECKING:
     from corepool.pool.worker import Worker
 
-__all__ = ["Command", "Fence", "HandOver", "Notify", "OwnedJob", "Review", "Start", "Stop"]
+__all__ = ["OwnedJob"]
 
 T = TypeVar("T")
-
-
-@attrs.frozen(slots=True)
-class Start:
-    bell: Doorbell | None
-    event: StartEvent
-
-
-@attrs.frozen(slots=True)
-class Stop:
-    bell: Doorbell | None
-    event: StopEvent
-
-
-@attrs.frozen(slots=True)
-class Notify:
-    bell: Doorbell
-    event: NotifyEvent
-
-
-@attrs.frozen(slots=True)
-class HandOver:
-    """Let go of the job, if the ring says that it belongs elsewhere."""
-
-    why: str
-
-
-@attrs.frozen(slots=True)
-class Fence:
-    """The lease may have run out: stop the handler before anyone may take the job (R8). Writes nothing."""
-
-
-@attrs.frozen(slots=True)
-class Review:
-    """Compare the record with what is running here (R9). restore: the store went back (R13)."""
-
-    restore: bool = False
-
-
-Command: TypeAlias = Start | Stop | Notify | HandOver | Fence | Review
 
 
 class _Fenced(Exception):

@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 from corepool.driver import NewEvent, SinkStore
 from corepool.errors import BackendUnavailable
 from corepool.pool import transitions
+from corepool.pool.commands import Command, Fence, HandOver, Notify, Review, Start, Stop
 from corepool.pool.context import NodeContext
 from corepool.pool.doorbells import Doorbell, Doorbells
 from corepool.pool.handlers import HandlerCalls
-from corepool.pool.job import Command, Fence, HandOver, Notify, OwnedJob, Review, Start, Stop
+from corepool.pool.job import OwnedJob
 from corepool.pool.lease import Lease
 from corepool.pool.store import INBOX
 from corepool.pool.wire import INIT, NOTIFY, START, STOP, MemberState, NotifyEvent, StartEvent, StopEvent, WorkerRecord
