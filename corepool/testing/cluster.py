@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -266,11 +266,16 @@ class ClusterNode(Machine):
     async def ticker(self, name: str, interval: float) -> AsyncIterator[int]:
         """See `corepool.Node.ticker`. Ends when the machine is crashed."""
         ticks = self.node.ticker(name, interval)
-        while True:
-            try:
-                yield await self.run(lambda: anext(ticks))
-            except (StopAsyncIteration, NodeCrashed):
-                return
+        try:
+            while True:
+                try:
+                    number = await self.run(lambda: anext(ticks))
+                except (StopAsyncIteration, NodeCrashed):
+                    return
+                yield number
+        finally:
+            if self.alive and isinstance(ticks, AsyncGenerator):
+                await self.run(ticks.aclose)
 
     async def shutdown(self) -> None:
         """See `corepool.Node.shutdown`."""
@@ -521,13 +526,15 @@ def simulate_cluster(
     most_replays: int = 300,
     most_seconds: float = 30.0,
 ) -> Result:
-    """Run ``async def scenario(cluster)`` once; see `corepool_memory.sim.run.simulate`.
+    """Run ``async def scenario(cluster)`` once; see `corepool_memory.sim.run.simulate`. What corepool logs as a warning or
+    worse goes into the story, and nowhere else.
 
     check_ownership: end the run as failed when the pool breaks its promises about who runs a job.
     store_options: of the simulated store; ``MemoryOptions(atomic_commit=False)`` is one that can do less.
     """
     stories: list[StoryLog] = []
     logger = logging.getLogger("corepool")
+    propagate, logger.propagate = logger.propagate, False  # else every replay of a failure floods the test's output
 
     def cluster(world: World) -> Cluster:
         story = StoryLog(world)
@@ -548,6 +555,7 @@ def simulate_cluster(
         )
     finally:
         _replace(logger, stories, None)
+        logger.propagate = propagate
 
 
 def _replace(logger: logging.Logger, installed: list[StoryLog], story: StoryLog | None) -> None:

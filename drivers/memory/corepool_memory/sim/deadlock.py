@@ -26,6 +26,7 @@ from corepool_memory.sim.loop import SimFuture, SimLoop, SimTask, as_task, descr
 
 __all__ = ["describe_stuck", "describe_wait"]
 
+_KIND_NAMES = {"SimFuture": "Future", "_GatheringFuture": "gather"}
 _MOST_TASKS = 60
 _DEEPEST_CHAIN = 60
 
@@ -76,10 +77,17 @@ def describe_stuck(loop: SimLoop, facts: list[str] | None = None) -> str:
 
 
 def describe_wait(task: SimTask[Any]) -> str:
-    """What one task waits for, with its await chain: for runs that end while it still waits."""
-    wait = _wait_of(task)
-    lines = [f"{describe_task(task)}{_state(task)} {_what(wait, _names([wait]), {})}"]
-    lines.extend(f"    {_where(frame)}" for frame in wait.frames)
+    """What one task waits for, with its await chain, and so on for the task it waits for: for runs that end while it
+    waits."""
+    lines: list[str] = []
+    seen: set[SimTask[Any]] = set()
+    following: SimTask[Any] | None = task
+    while following is not None and following not in seen:
+        seen.add(following)
+        wait = _wait_of(following)
+        lines.append(f"{describe_task(following)}{_state(following)} {_what(wait, _names([wait]), {})}")
+        lines.extend(f"    {_where(frame)}" for frame in wait.frames)
+        following = as_task(wait.thing)
     return "\n".join(lines)
 
 
@@ -267,7 +275,8 @@ def _what(wait: _Wait, names: dict[int, str], holders: dict[int, list[SimTask[An
     elif thing is None:
         text = "nothing that can be seen"
     else:
-        text = f"{type(thing).__name__} {name!r}" if name else f"a {type(thing).__name__}"
+        kind = _KIND_NAMES.get(type(thing).__name__, type(thing).__name__)
+        text = f"{kind} {name!r}" if name else f"a {kind}"
     if isinstance(thing, _HELD):
         inside = holders.get(id(thing), [])
         text += f", held by {', '.join(map(describe_task, inside))}" if inside else ", held outside any 'async with'"

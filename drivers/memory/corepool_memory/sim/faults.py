@@ -35,7 +35,8 @@ class Faults:
     latency: the least and the most time a message takes in one direction.
     request_loss: probability that a request vanishes; its caller waits for its time-out (`OutcomeUnknown` for a write).
     reply_loss: probability that a request is applied but its answer vanishes.
-    reset: probability that the connection breaks around a request, before or after it was applied.
+    reset: probability that the connection breaks around a request: before or after the store ran it, or while it is on its way
+        (then it may be applied later, when the client has come back on a new connection).
     duplicate: probability that a delivery of a stream event arrives twice.
     slow: probability that a message takes up to ``slow_seconds`` longer, and holds up those behind it.
     crash_every, pause_every, partition_every, clog_every, skew_every: mean seconds between such faults; None: never.

@@ -10,6 +10,8 @@ Invariants:
 - A callback runs only if its machine does (:mod:`~corepool_memory.sim.node`).
 - Nothing comes from outside: no threads, sockets, signals; executor jobs run inline. The garbage collector runs
   at fixed step counts.
+- Once closed it takes callbacks and forgets them: the ``finally`` blocks of code that a run left behind run only then, and
+  must not fail for a reason of ours.
 - When nothing is ready and nothing is timed the run ends at once with an exact report; budgets end all other endless
   runs.
 
@@ -138,11 +140,12 @@ class SimLoop(asyncio.BaseEventLoop):
     def call_at(
         self, when: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        self._check_open()
         if math.isnan(when):
             raise ValueError("a timer cannot be set for NaN")
         timer = asyncio.TimerHandle(when, callback, args, self, context)
         node: SimNode | None = timer._context.get(CURRENT)  # type: ignore[attr-defined]  # public only from Python 3.12 on
+        if self.is_closed():
+            return timer
         due = when if node is None else self._true_instant(node, when)
         timer._scheduled = True  # type: ignore[attr-defined]
         self._timer_order += 1
@@ -189,9 +192,9 @@ class SimLoop(asyncio.BaseEventLoop):
     def call_soon(
         self, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
     ) -> asyncio.Handle:
-        self._check_open()
         handle = asyncio.Handle(callback, args, self, context)
-        self._ready.append(handle)
+        if not self.is_closed():
+            self._ready.append(handle)
         return handle
 
     def call_soon_threadsafe(
@@ -220,13 +223,9 @@ class SimLoop(asyncio.BaseEventLoop):
         """A task. ``eager_start`` and task factories are ignored: they would run code outside the loop's own order."""
         if self.is_closed():
             coro.close()  # it will never run: no warning that it was not awaited
-        self._check_open()
+            raise RuntimeError("the simulated event loop is closed")
         self._numbers += 1
         return SimTask(coro, loop=self, number=self._numbers, name=None if name is None else str(name), context=context)
-
-    def _check_open(self) -> None:
-        if self.is_closed():
-            raise RuntimeError("the simulated event loop is closed")
 
     # --- running ---------------------------------------------------------------------------------------------------
 
@@ -326,7 +325,8 @@ class SimLoop(asyncio.BaseEventLoop):
         error = context.get("exception")
         who = f" in {describe_task(source)}" if source is not None else ""
         what = f": {type(error).__name__}: {error}" if isinstance(error, BaseException) else ""
-        self.on_problem(f"{context.get('message', 'a problem')}{who}{what}")
+        message = str(context.get("message", "a problem")).replace("SimTask", "Task").replace("SimFuture", "Future")
+        self.on_problem(f"{message}{who}{what}")
 
     # --- what does not exist here ----------------------------------------------------------------------------------
 

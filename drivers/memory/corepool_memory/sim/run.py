@@ -35,7 +35,7 @@ from corepool_memory.sim.loop import Budgets, SimLoop, tasks_of
 from corepool_memory.sim.minimise import minimise
 from corepool_memory.sim.token import ReplayToken, decode_token, encode_token, scenario_hash
 from corepool_memory.sim.trace import Moment
-from corepool_memory.sim.world import World
+from corepool_memory.sim.world import World, quiet
 
 __all__ = ["Result", "Violation", "simulate"]
 
@@ -155,8 +155,22 @@ class _Setup:
 
 
 def _once(setup: _Setup, chooser: Chooser) -> Result:
+    # Nothing that was there before may be finalized in the middle of the run; and a collection that looks at the run's own
+    # objects alone takes no time, however large the process is.
+    frozen = gc.get_freeze_count() == 0
+    if frozen:
+        gc.freeze()
+    try:
+        return _run(setup, chooser)
+    finally:
+        with quiet():
+            gc.collect()
+        if frozen:
+            gc.unfreeze()
+
+
+def _run(setup: _Setup, chooser: Chooser) -> Result:
     began = time.perf_counter()
-    gc.collect()  # garbage of earlier runs must not be finalized in the middle of this one
     loop = SimLoop(setup.budgets)
     plan = setup.faults.draw(chooser)
     world = World(loop=loop, chooser=chooser, plan=plan, seed=setup.seed)

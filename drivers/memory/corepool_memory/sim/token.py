@@ -6,7 +6,7 @@ form), so that a damaged token is refused instead of replaying something else.
 Neighbours: written and read by :mod:`~corepool_memory.sim.run`; the decisions are those of
 :mod:`~corepool_memory.sim.chooser`.
 
-Form: ``cps1.`` and, in base64url without padding, a 4-byte checksum followed by the deflated MessagePack of
+Form: ``cps1.`` and, in base64url without padding, a 4-byte checksum of the rest, then the deflated MessagePack of
 ``[scenario, seed, decisions]``; ``decisions`` is nil (all are drawn from the seed) or an array of
 ``[label, [ordinal, value, ...]]``.
 """
@@ -61,9 +61,8 @@ def scenario_hash(name: str) -> str:
 
 def encode_token(token: ReplayToken) -> str:
     """Write a token."""
-    packed = _pack(token)
-    body = _checksum(packed) + zlib.compress(packed, 9)
-    return _PREFIX + base64.urlsafe_b64encode(body).rstrip(b"=").decode()
+    deflated = zlib.compress(_pack(token), 9)
+    return _PREFIX + base64.urlsafe_b64encode(_checksum(deflated) + deflated).rstrip(b"=").decode()
 
 
 def decode_token(text: str) -> ReplayToken:
@@ -86,7 +85,14 @@ def decode_token(text: str) -> ReplayToken:
         packed = inflate.decompress(body[_CHECKSUM_BYTES:], _MOST_BYTES)
     except (binascii.Error, ValueError, zlib.error) as error:
         raise TokenError(f"the replay token is damaged: {error}") from None
-    if not inflate.eof or inflate.unused_data or inflate.unconsumed_tail or body[:_CHECKSUM_BYTES] != _checksum(packed):
+    if base64.urlsafe_b64encode(body).rstrip(b"=").decode() != encoded:
+        raise TokenError("the replay token is damaged: its last character is not what it was; copy the whole token")
+    if (
+        not inflate.eof
+        or inflate.unused_data
+        or inflate.unconsumed_tail
+        or body[:_CHECKSUM_BYTES] != _checksum(body[_CHECKSUM_BYTES:])
+    ):
         raise TokenError("the replay token is damaged: its checksum does not fit; copy the whole token")
     try:
         wire = msgspec.msgpack.decode(packed, type=_Wire)
@@ -120,5 +126,5 @@ def _pack(token: ReplayToken) -> bytes:
     return msgspec.msgpack.encode(_Wire(token.scenario, token.seed, decisions))
 
 
-def _checksum(packed: bytes) -> bytes:
-    return hashlib.blake2b(packed, digest_size=_CHECKSUM_BYTES).digest()
+def _checksum(deflated: bytes) -> bytes:
+    return hashlib.blake2b(deflated, digest_size=_CHECKSUM_BYTES).digest()

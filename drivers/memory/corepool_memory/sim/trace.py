@@ -1,9 +1,9 @@
 """What happened in a run: its digest, its story, and what it covered.
 
 Purpose: compare runs across processes, and tell a person why one failed.
-Invariants: the digest covers every request that the store ran and every event of the story but log lines, with their times; nothing
-in it depends on the process (no addresses, no hash order, no counters of the interpreter). Only the newest events are
-kept.
+Invariants: the digest covers every request that the store ran and every event of the story but log lines, with their
+times; nothing in it depends on the process (no addresses, no hash order, no counters of the interpreter). Only the
+newest events are kept.
 Neighbours: the world writes it; :mod:`~corepool_memory.sim.run` prints the story.
 """
 

@@ -75,7 +75,7 @@ class SimTransport:
         self._watch(connection)
         breaks = 0
         if network.strikes(link.reset, plan.reset):
-            breaks = 1 + link.reset_after.choose(2)
+            breaks = 1 + link.reset_after.choose(3)
         if network.strikes(link.request_lost, plan.request_loss):
             network.on_fault("request lost", link.name, call.what)
             return
@@ -101,6 +101,9 @@ class SimTransport:
                 network.send_down(connection, lambda: self._answer(connection, call, result, error))
 
         network.send_up(connection, run)
+        if breaks == 3:
+            network.on_fault("reset during", link.name, call.what)
+            self._loop.call_soon(self._break, connection, "the connection broke", context=self.node.context)
 
     def _answer(self, connection: Connection, call: Call, result: Any, error: BaseException | None) -> None:
         # Answers mostly come in the order of the requests; a call whose answer was lost stays in front until it times out.

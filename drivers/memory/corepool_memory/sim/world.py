@@ -18,7 +18,8 @@ import logging
 import random as random_module
 import warnings
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextlib import contextmanager
 from contextvars import Context
 from typing import Any, TypeVar, cast
 
@@ -35,7 +36,7 @@ from corepool_memory.sim.node import SimNode, current_node
 from corepool_memory.sim.trace import Trace
 from corepool_memory.sim.transport import SimTransport
 
-__all__ = ["World", "WorldTargets"]
+__all__ = ["World", "WorldTargets", "quiet"]
 
 T = TypeVar("T")
 
@@ -359,19 +360,26 @@ class World:
             node.die([])
         self.network.shut = True
         self.loop.close()
-        # Code that is torn out of its loop leaves coroutines unawaited, and logs what it then meets; that says nothing of it.
-        level = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                for number in sorted(tasks):
-                    _close(tasks[number])
-                tasks.clear()
-                for node in self.nodes.values():
-                    node.graveyard.clear()
-        finally:
-            logging.disable(level)
+        with quiet():
+            for number in sorted(tasks):
+                _close(tasks[number])
+            tasks.clear()
+            for node in self.nodes.values():
+                node.graveyard.clear()
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """While code is torn out of its loop it leaves coroutines unawaited, and logs what it then meets; that says nothing of
+    it."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 class WorldTargets:
