@@ -51,6 +51,8 @@ __all__ = ["Difference", "Side", "Step", "compare", "generate", "model_url"]
 KEYS = ("a", "b", "a.b", "*", "ä")
 MAPS = ("m1", "m2")
 STREAMS = ("s1", "s2")
+_NOBODYS = 2**50 + 12345
+"""A revision that no commit of a short program has, on a store that counts from one or from the time of day."""
 
 Observation: TypeAlias = object
 """What a step showed, without what may differ between backends. Compared by ``==``."""
@@ -202,17 +204,17 @@ class Side:
             case "current":
                 return When(revisions[-1]) if revisions else ABSENT
             case "stale":
-                return When(revisions[0]) if revisions else When(1)
+                return When(revisions[0]) if revisions else When(_NOBODYS)
             case _:
                 others = [known[-1] for (of, other), known in sorted(self._seen.items()) if of == name and other != key]
-                return When(others[0]) if others else When(1)
+                return When(others[0]) if others else When(_NOBODYS)
 
     def _commit(self, name: str, key: str, value: str | None, commit: Commit) -> Observation:
         grew = True
         if commit.applied:
             nothing = value is None and commit.previous is None  # may have a revision of its own, or the map's
             grew = nothing or commit.revision > self._floor.get(name, 0)
-            self._reached(name, commit.revision)
+            self._reached(name, commit.revision, instead=nothing)
             if not nothing:
                 self._seen.setdefault((name, key), []).append(commit.revision)
         return (
@@ -221,10 +223,14 @@ class Side:
             "grew" if grew else "shrank",
         )
 
-    def _reached(self, name: str, revision: int) -> None:
+    def _reached(self, name: str, revision: int, *, instead: bool = False) -> None:
+        """The map is at ``revision``; ``instead``: by a write that changed nothing, so that it is no step of its own."""
         if revision > self._floor.get(name, 0):
             self._floor[name] = revision
-            self._newest.setdefault(name, []).append(revision)
+            newest = self._newest.setdefault(name, [])
+            if instead and newest:
+                newest.pop()
+            newest.append(revision)
 
     def _entry(self, name: str, entry: Entry | None) -> Observation:
         if entry is None:
@@ -257,10 +263,10 @@ class Side:
     async def _do_clear(self, name: str, condition: str) -> Observation:
         revisions = self._newest.get(name, [])
         when = ALWAYS if condition == "always" else ABSENT
-        if condition in ("current", "stale") and revisions:
-            when = When(revisions[-1 if condition == "current" else 0])
-        elif condition == "stale":
-            when = When(1)
+        if condition == "stale":
+            when = When(revisions[0] if len(revisions) > 1 else _NOBODYS)
+        elif condition == "current" and revisions:
+            when = When(revisions[-1])
         commit = await self._map(name).clear(when)
         self._reached(name, commit.revision)
         return ("applied" if commit.applied else "refused", commit.previous)

@@ -178,6 +178,8 @@ class Run:
         backend = item.stash[_BACKEND] = self._backend(cls)
         backend.reach(self.ack_wait)
         if backend.capabilities is None:
+            if not backend.name:  # the one backend of this run: saying it once is enough
+                item.session.shouldfail = "the backend under test cannot be reached"
             pytest.fail(f"cannot reach the backend under test: {backend.trouble}", pytrace=False)
         if missing := [hook for hook in about.needs if not backend.harness.offers(hook)]:
             pytest.skip(f"the harness offers no {', '.join(missing)}")
