@@ -1,4 +1,4 @@
-"""One node of the demo in a process of its own: ``python -m corepool.cli.demo.child POOL NAME WORKERS OPTION=VALUE…``.
+"""One node of the demo in a process of its own: ``python -m corepool.cli.demo.child POOL NAME WORKERS LEVEL OPTION=VALUE…``.
 
 Invariants: standard output carries the ledger's marks and the word ``ready``, nothing else; the node hands its jobs over and
 ends when standard input closes, which also happens when the demo itself dies.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import logging
 import os
 import sys
 
@@ -39,11 +40,12 @@ async def until_input_closes() -> None:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=int(sys.argv[4]), format=f"node {sys.argv[2]}: %(levelname)s %(name)s: %(message)s")
     asyncio.run(
         run(
             sys.argv[1],
             sys.argv[2],
             int(sys.argv[3]),
-            {name: ast.literal_eval(value) for name, _, value in (pair.partition("=") for pair in sys.argv[4:])},
+            {name: ast.literal_eval(value) for name, _, value in (pair.partition("=") for pair in sys.argv[5:])},
         )
     )

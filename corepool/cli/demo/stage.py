@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 import time
@@ -153,7 +154,8 @@ class InProcesses:
 
     async def join(self, name: str) -> None:
         setting = self._setting
-        arguments = [setting.pool, name, str(setting.workers)]
+        level = logging.getLogger().getEffectiveLevel()  # as talkative as this process
+        arguments = [setting.pool, name, str(setting.workers), str(level)]
         arguments += [f"{option}={value!r}" for option, value in setting.options.items()]
         process = await asyncio.create_subprocess_exec(
             sys.executable,
