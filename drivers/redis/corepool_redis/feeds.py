@@ -209,6 +209,7 @@ class FeedReader:
     # --- the reader ---------------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
+        said = ""
         while not self._closed:
             try:
                 await self._round()
@@ -216,7 +217,12 @@ class FeedReader:
             except (ConnectionLost, CorepoolError) as error:
                 log.debug("the feeds were interrupted: %s", error)
             except Refused as refused:
-                log.warning("the server refuses a feed: %s", refused)
+                if (
+                    not refused.passing and str(refused) != said
+                ):  # it will be refused again and again, until somebody acts
+                    log.warning("the server refuses to feed the watches and readings: %s", refused)
+                said = str(refused)
+                await asyncio.sleep(0.05 if refused.passing else 0.5)
             except Exception:  # whatever it is must end neither the watches nor the readings; it is reported in full
                 log.exception("the reader of the feeds failed; it goes on")
             await asyncio.sleep(0.05)

@@ -48,11 +48,12 @@ _LASTING = {
 
 
 class Refused(Exception):
-    """The server answered a call with an error that its caller must interpret."""
+    """The server answered a call with an error that its caller must interpret. ``passing``: it will pass by itself."""
 
     def __init__(self, error: ReplyError) -> None:
         super().__init__(str(error))
         self.code = error.code
+        self.passing = error.code in _PASSING
 
 
 class Link:
@@ -76,6 +77,7 @@ class Link:
         self._room = asyncio.Semaphore(settings.max_in_flight)
         self._why: CorepoolError | None = None
         self._last_error = "not connected yet"
+        self._told = ""
         self._closed = False
         self.on_connected: Callable[[], None] = lambda: None
 
@@ -150,7 +152,7 @@ class Link:
                     connection.on_reply = self._room.release
                     self.server, self._why, self._connection = server, None, connection
                     self.generation += 1
-                    self._last_error = "the connection was lost"
+                    self._last_error, self._told = "the connection was lost", ""
                     self._notify()
                     self.on_connected()
                     return
@@ -158,9 +160,10 @@ class Link:
             delay = min(delay * 2, 1.5)
 
     def _failed(self, reason: str, why: CorepoolError | None) -> None:
-        if reason != self._last_error:
+        if reason != self._told:  # it will fail again and again, until the server is back
             log.warning("connecting failed: %s", reason)
-        self._last_error, self._why = reason, why
+        self._last_error = self._told = reason
+        self._why = why
         if why is not None:
             self._notify()
 

@@ -154,7 +154,7 @@ async def _rights(namespace: Callable[[str], _Namespace]) -> list[Finding]:
             Finding(
                 Severity.DANGER,
                 "missing-right",
-                f"the driver cannot do its work on this server: {str(error) or 'a read was refused, see the log'}",
+                f"the driver cannot do its work on this server: {str(error).rstrip('.') or 'a read was refused, see the log'}.",
                 "Give the user the rights that docs/redis.md lists.",
             )
         ]

@@ -171,6 +171,7 @@ class SinkReader:
     # --- the tasks ----------------------------------------------------------------------------------------------------
 
     async def _forever(self, what: Callable[[], Coroutine[Any, Any, None]], pause: float) -> None:
+        said = ""
         while not self._closed:
             try:
                 await what()
@@ -178,7 +179,12 @@ class SinkReader:
             except (ConnectionLost, CorepoolError) as error:
                 log.debug("the sinks were interrupted: %s", error)
             except Refused as refused:
-                log.warning("the server refuses a sink: %s", refused)
+                if (
+                    not refused.passing and str(refused) != said
+                ):  # it will be refused again and again, until somebody acts
+                    log.warning("the server refuses to serve the sinks: %s", refused)
+                said = str(refused)
+                await asyncio.sleep(0.05 if refused.passing else 0.5)
             except Exception:  # whatever it is must not end the members; it is reported in full
                 log.exception("the reader of the sinks failed; it goes on")
             await asyncio.sleep(pause * (0.5 + self._random.random()))
