@@ -104,6 +104,7 @@ class Machine:
         self._power_on()
 
     def _power_on(self) -> None:
+        self.cluster.recorder.machine_crashed(self.sim)
         self.sim = self.cluster.world.restart(self.name)
         self.backend = self.cluster.world.backend(self.sim, self.cluster.store_options)
 
@@ -428,6 +429,7 @@ class Cluster:
         """`crash`, by name and at once."""
         machine = self.get(name)
         self.world.crash(name)
+        self.recorder.machine_crashed(machine.sim)
         if isinstance(machine, ClusterNode):
             machine.went_down()
 

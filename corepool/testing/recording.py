@@ -83,6 +83,13 @@ class Recorder:
                 if tenure.node is node and tenure.ended is None:
                     tenure.paused = True
 
+    def machine_crashed(self, node: SimNode) -> None:
+        """Whatever the machine had, it has no longer."""
+        for tenures in self.tenures.values():
+            for tenure in tenures:
+                if tenure.node is node and tenure.ended is None:
+                    tenure.ended = self.world.now
+
     def begin(self, node: SimNode, job: Job, own: dict[str, Tenure]) -> Tenure:
         """A handler's ``start`` is about to be called."""
         earlier = self.tenures.setdefault(job.key, [])

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -326,6 +329,44 @@ def test_a_stop_without_a_start_ends_the_run() -> None:
     violation = simulate_cluster(scenario, most_replays=0).violation
     assert violation is not None
     assert "does not have the job" in violation.text
+
+
+PROGRAM = """
+import asyncio, logging
+from corepool.errors import CorepoolError
+from corepool.testing import Budgets, Faults, NodeCrashed, simulate_cluster
+
+class Feeds:
+    async def start(self, job): await asyncio.sleep(0.1)
+    async def stop(self, key): await asyncio.sleep(0.1)
+
+async def scenario(cluster):
+    nodes = [await cluster.node("feeds", worker=Feeds, worker_ttl=5.0, ack_grace_period=4.0) for _ in range(4)]
+    for number in range(12):
+        node = nodes[cluster.choose(4, "node")]
+        try:
+            await (node.dispatch_job(f"k{number}") if number % 3 else node.stop_job(f"k{number - 1}"))
+        except (CorepoolError, NodeCrashed) as error:
+            cluster.sometimes(type(error).__name__)
+
+for seed in range(3):
+    budgets = Budgets(virtual_seconds=600.0)
+    result = simulate_cluster(scenario, seed=seed, faults=Faults.everything(), budgets=budgets, most_replays=0)
+    print(result.digest, result.steps, result.virtual_seconds, sorted(result.sometimes.items()), result.trace)
+"""
+
+
+def test_a_pool_runs_alike_in_every_process() -> None:
+    outputs: set[str] = set()
+    for hash_seed in ("0", "1", "4242", "random"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=50, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        outputs.add(done.stdout)
+    assert len(outputs) == 1
+    assert len(outputs.pop().splitlines()) == 3
 
 
 def test_faults_by_themselves_do_not_disturb_what_must_hold() -> None:

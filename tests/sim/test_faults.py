@@ -329,6 +329,26 @@ def test_what_the_plan_promises_happens() -> None:
     }
 
 
+def test_power_is_cut_between_a_request_and_its_answer() -> None:
+    async def scenario(world: World) -> None:
+        backend = world.backend(world.add_node("a"))
+        acknowledged = 0
+
+        async def write() -> None:
+            nonlocal acknowledged
+            for number in range(500):
+                await backend.namespace("n").map("m").set(f"{number}", b"")
+                acknowledged += 1
+
+        with pytest.raises(NodeCrashed):
+            await world.on(world.node("a"), write)
+        assert len(world.server.maps("n").entries("m")) == acknowledged + 1
+        await world.eventually(lambda: world.node("a").running, within=1.0)
+
+    for seed in range(5):
+        run(scenario, seed=seed, faults=Faults(crash_at_request=0.05, swarm=False))
+
+
 def test_the_plan_is_drawn_per_seed() -> None:
     async def scenario(world: World) -> None:
         await asyncio.sleep(0)

@@ -38,6 +38,8 @@ class Faults:
     reset: probability that the connection breaks around a request: before or after the store ran it, or while it is on its way
         (then it may be applied later, when the client has come back on a new connection).
     duplicate: probability that a delivery of a stream event arrives twice.
+    crash_at_request: probability that a machine's power is cut at the very moment at which the store has run its request:
+        crashes between any two steps of what it does, where a crash at a random time hardly ever hits.
     slow: probability that a message takes up to ``slow_seconds`` longer, and holds up those behind it.
     crash_every, pause_every, partition_every, clog_every, skew_every: mean seconds between such faults; None: never.
     outage: the longest crash, pause, partition or clog.
@@ -53,6 +55,7 @@ class Faults:
     reply_loss: float = 0.0
     reset: float = 0.0
     duplicate: float = 0.0
+    crash_at_request: float = 0.0
     slow: float = 0.0
     slow_seconds: float = 2.0
     crash_every: float | None = None
@@ -81,6 +84,7 @@ class Faults:
             reply_loss=0.02,
             reset=0.02,
             duplicate=0.05,
+            crash_at_request=0.004,
             slow=0.01,
             crash_every=40.0,
             pause_every=40.0,
@@ -109,6 +113,7 @@ class Faults:
             reply_loss=self.reply_loss * level("reply_loss"),
             reset=self.reset * level("reset"),
             duplicate=self.duplicate * level("duplicate"),
+            crash_at_request=self.crash_at_request * level("crash_at_request"),
             slow=self.slow * level("slow"),
             crashes=often("crash", self.crash_every),
             pauses=often("pause", self.pause_every),
@@ -129,6 +134,7 @@ class FaultPlan:
     reply_loss: float
     reset: float
     duplicate: float
+    crash_at_request: float
     slow: float
     crashes: float
     pauses: float
@@ -225,6 +231,14 @@ class Nemesis:
         if not names:
             return
         name = names[self._chooser.choose(len(names), f"nemesis:{kind}:target")]
+        self._begin(kind, name, begin, end)
+
+    def cut_power(self, name: str) -> None:
+        """Crash a machine now, if it may be hit, and bring it back later (see ``Faults.crash_at_request``)."""
+        if not self._resting and name in self.targets.names():
+            self._begin("crash", name, self.targets.crash, self.targets.revive)
+
+    def _begin(self, kind: str, name: str, begin: Callable[[str], None], end: Callable[[str], None] | None) -> None:
         if (kind, name) in self._undo:
             return
         begin(name)

@@ -120,6 +120,7 @@ class Link:
         self.reply_lost = chooser.site(f"reply-lost:{name}")
         self.reset = chooser.site(f"reset:{name}")
         self.reset_after = chooser.site(f"reset-after:{name}")
+        self.power = chooser.site(f"power:{name}")
         self.double = chooser.site(f"double:{name}")
         self.late = chooser.site(f"late:{name}")
         self.notice = chooser.site(f"notice:{name}")
@@ -130,6 +131,7 @@ class Network:
 
     on_request: told of each request the server has run: machine, operation, and the error it answered with.
     on_fault: told of each fault that happened: kind, machine, what it hit.
+    cut_power: crashes a machine, when the plan says so.
     calm: no new faults; latency goes on. Then no decision about a fault is even asked for, so that a minimised run, in
         which decisions move, cannot have one either.
     """
@@ -140,6 +142,7 @@ class Network:
         self.server = server
         self.on_request: Callable[[str, str, BaseException | None], None] = lambda name, what, error: None
         self.on_fault: Callable[[str, str, str], None] = lambda kind, name, what: None
+        self.cut_power: Callable[[str], None] = lambda name: None
         self.calm = False
         self.shut = False
         self.context = Context()

@@ -72,6 +72,7 @@ class World:
         self.network.on_request = self._on_request
         self.network.on_fault = lambda kind, name, what: self.trace.fault(loop.now, kind, name, what)
         self.nemesis = Nemesis(plan, chooser, WorldTargets(self))
+        self.network.cut_power = self.nemesis.cut_power
         self.nemesis_task: SimTask[None] | None = None
         self._checks: dict[str, Callable[[], None]] = {}
         self._calls: dict[SimNode, dict[SimFuture[Any], SimTask[Any]]] = {}
