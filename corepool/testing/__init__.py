@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from corepool.testing.cluster import Cluster, ClusterNode, Machine, simulate_cluster
+    from corepool.testing.cluster import Cluster, simulate_cluster
+    from corepool.testing.machines import ClusterNode, Machine
     from corepool.testing.recording import Tenure
     from corepool_memory.sim.errors import NodeCrashed, NotInTime, SimulationFailed
     from corepool_memory.sim.faults import Faults
@@ -33,9 +34,9 @@ __all__ = [
 _HOMES = {
     "Budgets": "corepool_memory.sim.loop",
     "Cluster": "corepool.testing.cluster",
-    "ClusterNode": "corepool.testing.cluster",
+    "ClusterNode": "corepool.testing.machines",
     "Faults": "corepool_memory.sim.faults",
-    "Machine": "corepool.testing.cluster",
+    "Machine": "corepool.testing.machines",
     "NodeCrashed": "corepool_memory.sim.errors",
     "NotInTime": "corepool_memory.sim.errors",
     "Result": "corepool_memory.sim.run",

@@ -49,6 +49,11 @@ class Tenure:
     paused: bool = False
 
     @property
+    def gone(self) -> float | None:
+        """When the handler no longer had the job: ``ended``, or the machine's crash. None if it still has it."""
+        return self.ended if self.ended is not None else self.node.crashed_at
+
+    @property
     def holds(self) -> bool:
         """The handler has the job: its start was called and its stop has not returned, on a machine that is not
         crashed."""

@@ -57,7 +57,7 @@ class Budgets:
     steps_per_instant: callbacks run without time moving; more is a livelock.
     """
 
-    steps: int = 20_000_000
+    steps: int = 5_000_000
     virtual_seconds: float = 30 * 86400.0
     steps_per_instant: int = 100_000
 

@@ -31,6 +31,7 @@ class SimNode:
     alive: False after a crash, for good.
     paused: callbacks are parked until `resume`.
     running: alive and not paused.
+    crashed_at: when, in true virtual seconds; None while it is alive.
     wall_offset: seconds by which the machine's wall clock is ahead of true time.
     rate: how fast the machine's clocks run; 1.0 is true time.
     """
@@ -40,6 +41,7 @@ class SimNode:
         "_base_local",
         "alive",
         "context",
+        "crashed_at",
         "graveyard",
         "incarnation",
         "name",
@@ -56,6 +58,7 @@ class SimNode:
         self.alive = True
         self.paused = False
         self.running = True
+        self.crashed_at: float | None = None
         self.wall_offset = wall_offset
         self.rate = 1.0
         self.parked: list[asyncio.Handle] = []

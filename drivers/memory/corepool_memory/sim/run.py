@@ -302,7 +302,7 @@ def simulate(
     budgets: Budgets | None = None,
     name: str | None = None,
     most_replays: int = 300,
-    most_seconds: float = 30.0,
+    most_seconds: float = 20.0,
 ) -> Result: ...
 @overload
 def simulate(
@@ -315,7 +315,7 @@ def simulate(
     budgets: Budgets | None = None,
     name: str | None = None,
     most_replays: int = 300,
-    most_seconds: float = 30.0,
+    most_seconds: float = 20.0,
 ) -> Result: ...
 def simulate(
     scenario: Callable[[Any], Awaitable[object]],
@@ -327,7 +327,7 @@ def simulate(
     budgets: Budgets | None = None,
     name: str | None = None,
     most_replays: int = 300,
-    most_seconds: float = 30.0,
+    most_seconds: float = 20.0,
 ) -> Result:
     """Run ``scenario`` once, in virtual time; if it fails, find the smallest run that fails alike.
 

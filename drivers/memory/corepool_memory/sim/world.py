@@ -186,6 +186,7 @@ class World:
             return
         self.trace.fault(self.now, "crash", name, "")
         self.network.machine_died(node)
+        node.crashed_at = self.now
         node.die(list(tasks_of(self.loop, node)))
         calls, self._calls[node] = self._calls[node], {}
         for outcome in calls:
