@@ -1,4 +1,4 @@
-"""``pytest tests/model --model-depth=full``: explore as far as memory and an hour allow, instead of some seconds."""
+"""``pytest tests/model --model-depth=full``: up to 3 million states per case, for some minutes."""
 
 from __future__ import annotations
 
