@@ -1,0 +1,133 @@
+"""Named scenarios: dispatching."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from corepool import JobExistsError
+from corepool.pool.wire import Attention, JobState, encode
+from corepool.testing import Cluster
+
+from .conftest import Simulated
+from .looking import POOL, QUICK, Store, gathered, keeper, keys_of, nodes
+from .wiretap import Wiretap, both, from_, removes_job, writes_job
+
+
+def test_one_key_dispatched_by_several_nodes_at_once(simulated: Simulated) -> None:
+    """All dispatchers have read that the key is free and sent their records before any of them is written."""
+
+    async def scenario(cluster: Cluster) -> None:
+        tap = Wiretap(cluster)
+        pool = await nodes(cluster, 4)
+        gate = tap.hold(writes_job(JobState.PENDING, "k"))
+        calls = asyncio.create_task(gathered(*(node.dispatch_job("k", node.name.encode()) for node in pool)))
+        await gate.reached(4)
+        cluster.sometimes("four records of one key were on their way at once", len(gate.waiting) == 4)
+        gate.open()
+        results = await calls
+        [winner] = [node for node, result in zip(pool, results, strict=True) if result is None]
+        assert sum(isinstance(result, JobExistsError) for result in results) == 3, results
+        [tenure] = cluster.history("k")
+        assert tenure.payload == winner.name.encode()
+        cluster.sometimes("another than the first won", winner.name != gate.seen[0].machine)
+        await Store(cluster).tidy()
+        await pool[0].stop_job("k")
+        await Store(cluster).tidy()
+        assert len(cluster.history("k")) == 1
+
+    simulated(
+        scenario, seeds=8, reaches=["four records of one key were on their way at once", "another than the first won"]
+    )
+
+
+def test_a_payload_left_behind_refuses_no_later_dispatch(simulated: Simulated) -> None:
+    """The owner dies when the record of its job is gone and the payload is not. The key must be free, and the payload must
+    go."""
+
+    async def scenario(cluster: Cluster) -> None:
+        tap = Wiretap(cluster)
+        client = await cluster.node(POOL, client_only=True, **QUICK)
+        pool = await nodes(cluster, 3)
+        store = Store(cluster)
+        [key] = keys_of(pool[0], 1)
+        await client.dispatch_job(key, b"old")
+        tap.applied(both(from_(pool[0].name), removes_job(key)), lambda _: cluster.hit_crash(pool[0].name))
+        await client.stop_job(key)
+        if simulated.atomic:  # such a commit leaves nothing: put there what another way of dying would have left
+            rest = {"job_payloads": ("jold", b"old"), "attention": ("jold/0", encode(Attention(key, "jold", "wold")))}
+            for name, (entry, value) in rest.items():
+                await client.run(
+                    lambda n=name, e=entry, v=value: client.backend.namespace(POOL).map(f"{n}.1").set(e, v)
+                )
+        cluster.sometimes("a payload outlived its record", not store.jobs() and len(store.map("job_payloads")) == 1)
+        await client.dispatch_job(key, b"new")
+        assert await client.job_payload(key) == b"new"
+        assert cluster.history(key)[-1].payload == b"new"
+        await store.tidy()
+        assert await client.job_payload(key) == b"new"
+
+    simulated(scenario, reaches=["a payload outlived its record"])
+
+
+CUTS = {
+    "before the record is sent": ("before", writes_job(JobState.PENDING, "k")),
+    "when the record is written": ("applied", writes_job(JobState.PENDING, "k")),
+    "before the claim is sent": ("before", writes_job(JobState.STARTING, "k")),
+    "when the claim is written": ("applied", writes_job(JobState.STARTING, "k")),
+    "in handler.start": ("start", None),
+    "before the confirmation is sent": ("before", writes_job(JobState.RUNNING, "k")),
+    "when the confirmation is written": ("applied", writes_job(JobState.RUNNING, "k")),
+    "when the doorbell rings": ("applied", lambda request: any(getattr(op, "stamp", None) == 1 for op in request.ops)),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_the_caller_of_dispatch_is_cancelled(simulated: Simulated, cut: str) -> None:
+    """Whenever the caller is cancelled: the job runs once or is gone, nothing of it is left, and the key works again."""
+    moment, match = CUTS[cut]
+
+    async def scenario(cluster: Cluster) -> None:
+        tap = Wiretap(cluster)
+        client = await cluster.node(POOL, client_only=True, **QUICK)
+        pool = await nodes(cluster, 2)
+        store = Store(cluster)
+        call: asyncio.Task[None] | None = None
+
+        def cancel(_: object) -> None:
+            assert call is not None
+            call.cancel()
+
+        async def cancel_and_linger(request: object) -> None:
+            cancel(request)
+            await asyncio.sleep(0.05)
+
+        if match is None:
+            for node in pool:
+                keeper(node).on_start = cancel_and_linger
+        elif moment == "before":
+            tap.before(match, cancel_and_linger)
+        else:
+            tap.applied(match, cancel)
+        call = asyncio.create_task(client.dispatch_job("k", b"payload"))
+        [result] = await gathered(call)
+        cluster.sometimes("the caller was cancelled", isinstance(result, asyncio.CancelledError))
+        cluster.sometimes("the caller was told before", result is None)
+        await store.tidy()
+        running = cluster.running("k")
+        assert len(running) == len(store.jobs()) <= 1
+        assert len(cluster.history("k")) <= 1
+        cluster.sometimes("it was taken back", not running)
+        cluster.sometimes("it runs", bool(running))
+        for node in pool:
+            keeper(node).on_start = None
+        if running:
+            with pytest.raises(JobExistsError):
+                await pool[0].dispatch_job("k")
+            await pool[1].stop_job("k")
+        await pool[0].dispatch_job("k", b"again")
+        assert len(cluster.running("k")) == 1
+        await store.tidy()
+
+    simulated(scenario, reaches=["the caller was cancelled"])
