@@ -196,34 +196,39 @@ class GapAfterReconnect(Broken):
 
 
 class QueuedWatch(Watch):
-    """A task fills a short queue; who writes waits until there is room in all of them."""
+    """A task fills a short queue, and stops when nobody takes from it."""
 
     def __init__(self, inner: Any, broken: Broken) -> None:
         super().__init__(inner, broken)
-        self.queue: asyncio.Queue[Any] = asyncio.Queue(100)
-        broken.shared.setdefault("queues", []).append(self.queue)
+        self.queue: asyncio.Queue[Any] = asyncio.Queue(10)
+        self.revision = 0
+        broken.shared.setdefault("watches", []).append(self)
         self.task = asyncio.ensure_future(self._fill())
 
     async def _fill(self) -> None:
         async for event in self.inner:
             await self.queue.put(event)
+            self.revision = event.revision
 
     async def __anext__(self) -> Any:
         return await self.queue.get()
 
     async def aclose(self) -> None:
-        self.broken.shared["queues"].remove(self.queue)
+        self.broken.shared["watches"].remove(self)
         self.task.cancel()
         await self.inner.aclose()
 
 
 class WaitingMap(Map):
+    """A write returns when every watch has it."""
+
     watch_class = QueuedWatch
 
     async def apply(self, writes: Any) -> Any:
-        while any(queue.full() for queue in self.broken.shared.get("queues", [])):
+        commits = await self.inner.apply(writes)
+        while any(watch.revision < commits[-1].revision for watch in self.broken.shared.get("watches", [])):
             await asyncio.sleep(0.001)
-        return await self.inner.apply(writes)
+        return commits
 
 
 @caught_by("map_watch::test_an_unread_watch_blocks_nobody", "M4", patience=0.1)
@@ -274,8 +279,10 @@ class StubbornWatch(Watch):
                 return await anext(self.inner)
             except asyncio.CancelledError:
                 if self.__dict__.setdefault("swallowed", 0) > 2:
-                    raise
+                    raise  # else the test could not end
                 self.__dict__["swallowed"] += 1
+            except StopAsyncIteration:
+                return None  # the task that swallowed its cancellation is nobody's any more
 
 
 class StubbornWatchMap(Map):
