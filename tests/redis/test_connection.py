@@ -8,9 +8,12 @@ import random
 from collections.abc import Callable
 
 import pytest
+import uvloop
 
+from corepool.driver import NewEvent
 from corepool.errors import BackendUnavailable, OutcomeUnknown, UnsupportedServer
 from corepool_redis import resp
+from corepool_redis.backend import open_redis
 from corepool_redis.connection import Endpoint
 from corepool_redis.handshake import Settings
 from corepool_redis.link import Link
@@ -350,3 +353,19 @@ async def test_settle_without_anything_unknown_is_one_round_trip(connect: Connec
 
 def test_a_command_is_encoded_by_length() -> None:
     assert encode(("SET", b"\r\n", 7, "é")) == b"*4\r\n$3\r\nSET\r\n$2\r\n\r\n\r\n$1\r\n7\r\n$2\r\n\xc3\xa9\r\n"
+
+
+def test_the_driver_runs_on_uvloop(server: Server) -> None:
+    async def scenario() -> None:
+        backend = await open_redis(server.url, {})
+        space = backend.namespace(fresh())
+        watch = space.map("m").watch()
+        await anext(watch)
+        commit = await space.map("m").set("k", b"x" * 300_000)
+        assert (await anext(watch)).revision == commit.revision
+        await space.stream("s").append(NewEvent("e", b"x"))
+        sink = await space.stream("s").sink("g")
+        assert (await sink.receive())[0].event.payload == b"x"
+        await backend.aclose()
+
+    uvloop.run(asyncio.wait_for(scenario(), 10))

@@ -17,7 +17,7 @@ from corepool_redis.keys import scope_of
 from corepool_redis.routes import slot_of
 from corepool_redis.watch import RedisWatch
 from tests.redis.conftest import fresh
-from tests.servers.valkey import Server, command, running, start_cluster, start_sentinel
+from tests.servers.valkey import Server, binaries, command, running, start_cluster, start_sentinel
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -132,24 +132,27 @@ async def append(space: RedisNamespace, payload: bytes) -> None:
                 return
 
 
-async def test_a_primary_that_becomes_a_replica_refuses_and_is_left(binary: Path, tmp_path: Path) -> None:
-    servers, sentinels = start_sentinel(binary, tmp_path)
+async def test_a_primary_that_becomes_a_replica_refuses_and_is_left(tmp_path: Path) -> None:
+    servers, sentinels = start_sentinel(binaries()["valkey"], tmp_path)  # Sentinels take their time: once is enough
     with running([*sentinels, *servers]):
         hosts = ",".join(f"127.0.0.1:{one.port}" for one in sentinels)
         async with opened(f"redis+sentinel://{hosts}/pool", 1) as (backend,):
             space = backend.namespace(fresh())
             replica = Replica(space.map("m").watch())
             await space.map("m").set("k", b"v")
-            acked: dict[str, bytes] = {}
-            writing = asyncio.ensure_future(write_for(space, 5.0, acked))
-            await asyncio.sleep(0.3)
             command(sentinels[0].port, "SENTINEL", "FAILOVER", "pool")  # orderly: nobody dies
-            await writing
+            async with asyncio.timeout(40):
+                while not is_replica(servers[0]):
+                    await write_for(space, 0.2, {})
+            await write_for(space, 1.0, acked := {})
+            assert acked
             await compare(space, replica)
-            role = command(servers[0].port, "ROLE")
-            assert isinstance(role, list)
-            assert role[0] == b"slave"
             await replica.stop()
+
+
+def is_replica(server: Server) -> bool:
+    role = command(server.port, "ROLE")
+    return isinstance(role, list) and role[0] == b"slave"
 
 
 async def test_no_sentinel_knows_the_service(binary: Path, tmp_path: Path) -> None:

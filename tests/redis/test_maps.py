@@ -259,19 +259,20 @@ async def test_an_unread_watch_holds_a_bounded_amount(space: RedisNamespace, mon
 @pytest.mark.parametrize(
     "value",
     [
-        None,
-        b"",
-        b"0",
-        b"-0",
-        b"007",
-        b"-9",
-        b"9223372036854775807",
-        b"99999999999999999999",
-        b"1:a,",
-        b"1:a,1:a,0:,",
-        b"01:a,",
-    ]
-    + [b"1:a", b"2:a,", b"x", b"-", b"1:a,x", b"3:1:a,", b"12345678901234:a,", b"\xff"],
+        *[
+            None,
+            b"",
+            b"0",
+            b"-0",
+            b"007",
+            b"-9",
+            b"9223372036854775807",
+            b"99999999999999999999",
+            b"1:a,",
+            b"1:a,1:a,0:,",
+        ],
+        *[b"01:a,", b"1:a", b"2:a,", b"x", b"-", b"1:a,x", b"3:1:a,", b"12345678901234:a,", b"\xff"],
+    ],
 )
 async def test_value_operations_equal_the_reference(space: RedisNamespace, op: Any, value: bytes | None) -> None:
     items = space.map("m")

@@ -19,6 +19,7 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import attrs
 
@@ -137,8 +138,8 @@ class Connection(asyncio.Protocol):
     # --- asyncio.Protocol ---------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # a stream protocol is only ever given a stream transport
-        self._transport = transport
+        # a stream protocol is only ever given a stream transport, but uvloop's are no subclasses of asyncio's
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -1,0 +1,91 @@
+"""What a backend costs that does nothing: commands per second and connections."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+import pytest
+
+from tests.redis.conftest import Connect, fresh
+from tests.servers.valkey import Server, command
+
+
+def count(server: Server, what: str) -> int:
+    info = command(server.port, "INFO")
+    assert isinstance(info, bytes)
+    match = re.search(rf"{what}:(\d+)".encode(), info)
+    assert match is not None
+    return int(match.group(1))
+
+
+def calls(server: Server) -> int:
+    """Commands of clients; what scripts call inside counts as well here, so the bound is one for the server's work."""
+    info = command(server.port, "INFO", "commandstats")
+    assert isinstance(info, bytes)
+    return sum(
+        int(number)
+        for name, number in re.findall(rb"cmdstat_([^:]+):calls=(\d+)", info)
+        if name in (b"evalsha", b"eval", b"xread", b"xreadgroup", b"ping", b"hget", b"xack", b"xadd")
+    )
+
+
+async def test_an_idle_backend_is_quiet(own_server: Server, connect: Connect) -> None:
+    before = count(own_server, "connected_clients")
+    backend = await connect(own_server.url)
+    space = backend.namespace(fresh())
+    watches = [space.map(f"m{n}").watch() for n in range(6)]
+    for watch in watches:
+        await anext(watch)
+    streams = [space.stream(f"s{n}") for n in range(3)]
+    for stream in streams:
+        await stream.create()
+    sinks = [await stream.sink("g", ack_wait=20.0) for stream in streams]
+    waiting = [asyncio.ensure_future(anext(watch)) for watch in watches]
+    waiting += [asyncio.ensure_future(sink.receive()) for sink in sinks]  # type: ignore[misc]
+    await asyncio.sleep(0.5)
+    assert count(own_server, "connected_clients") - before == 3
+    start = calls(own_server)
+    await asyncio.sleep(6.0)
+    rate = (calls(own_server) - start) / 6.0
+    print(f"6 watches and 3 sinks, idle: {rate:.2f} commands/s on 3 connections")
+    assert rate <= 2.0
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_connections_are_opened_when_they_are_needed(own_server: Server, connect: Connect) -> None:
+    before = count(own_server, "connected_clients")
+    backend = await connect(own_server.url)
+    space = backend.namespace(fresh())
+    await space.map("m").set("k", b"v")
+    assert count(own_server, "connected_clients") - before == 1
+    watch = space.map("m").watch()
+    await anext(watch)
+    async with asyncio.timeout(5):
+        while count(own_server, "connected_clients") - before != 2:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("used", [True, False])
+async def test_closing_is_quick_and_leaves_no_task(own_server: Server, connect: Connect, used: bool) -> None:
+    tasks = len(asyncio.all_tasks())
+    backend = await connect(own_server.url)
+    if used:
+        space = backend.namespace(fresh())
+        watch = space.map("m").watch()
+        await anext(watch)
+        stream = space.stream("s")
+        await stream.create()
+        sink = await stream.sink("g")
+        waiting = [asyncio.ensure_future(anext(watch)), asyncio.ensure_future(sink.receive())]
+        await asyncio.sleep(0.05)
+    started = asyncio.get_running_loop().time()
+    await backend.aclose()
+    await backend.aclose()
+    assert asyncio.get_running_loop().time() - started < 0.5, "not a block's duration"
+    if used:
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(result).__name__ for result in results] == ["StopAsyncIteration", "BackendUnavailable"]
+    assert len(asyncio.all_tasks()) - tasks <= 1, "the finished closing task at most"
