@@ -60,9 +60,9 @@ def worker(
         stop = _stop_signals()
         options: dict[str, Any] = {"worker_ttl": worker_ttl, "worker_shutdown_ttl": worker_shutdown_ttl}
         async with connect(url) as backend, Node(backend, pool, **options) as node:
-            warn_if_private(backend)
             for _ in range(workers):
                 await node.add_worker(_make(factory, handler))
+            warn_if_private(backend)
             note(f"{workers} worker(s) of pool {pool} on {backend.url}, process {os.getpid()}; Ctrl-C hands over")
             await stop.wait()
             note("handing over; once more to leave at once")
