@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 
-from corepool.driver import ABSENT, REVISION, DeleteKey, Event, When
+from corepool.driver import ABSENT, REVISION, DeleteKey, Event, SetKey, When
 from corepool.pool import transitions
 from corepool.pool.context import NodeContext
 from corepool.pool.liveness import WORKER, Suspect
@@ -61,6 +61,12 @@ class CleanupLock:
         if commit.applied:
             self._revision = commit.revision
         return commit.applied
+
+    def bury_op(self) -> SetKey:
+        """The lock becomes the grave: the sweeper looks once more, after a time to live, for what came late, and drops it."""
+        grave = Lock("", self._context.random.getrandbits(62))
+        lock_map = self._context.store.worker_cleanup
+        return SetKey(lock_map, self._member, encode(grave), REVISION(self._revision), optional=True)
 
     def release_op(self) -> DeleteKey:
         """The removal of the lock, if it is still this holder's (R12)."""
@@ -135,7 +141,7 @@ class Cleanup:
             [
                 DeleteKey(store.worker_keep_alive, worker, REVISION(tombstone), optional=True),
                 DeleteKey(store.workers, worker),
-                lock.release_op(),
+                lock.bury_op(),
             ]
         )
         self.buried += 1
@@ -216,7 +222,7 @@ class Cleanup:
             [
                 DeleteKey(store.node_keep_alive, node, REVISION(tombstone), optional=True),
                 DeleteKey(store.nodes, node),
-                lock.release_op(),
+                lock.bury_op(),
             ]
         )
         self.buried += 1

@@ -25,6 +25,7 @@ from corepool.errors import (
     JobNotFoundError,
     JobNotifyError,
     JobStartError,
+    NodeClosedError,
     OutcomeUnknown,
     PoolShutdownError,
     QueueFullError,
@@ -101,9 +102,10 @@ class JobCalls:
             if outcome.applied and outcome.refusal is None:
                 return record, outcome.event_id
             if not outcome.applied and outcome.refusal is None:
-                if (
-                    outcome.revision == 0
-                ):  # after an unknown outcome: it may have been admitted, run, and stopped by now
+                if outcome.current is not None and outcome.current.record.job_id == record.job_id:
+                    return record, None  # ours: its reply was lost, and a worker has it already
+                # After an unknown outcome it may have been admitted, run, and stopped by now.
+                if outcome.revision == 0:
                     raise JobGoneError(f"{key!r} may have been admitted and is gone again; no job is left")
                 raise JobExistsError(f"a job with the key {key!r} exists already{_where(outcome.current)}")
             if outcome.applied and not await self._withdraw(key, Stored(record, outcome.revision)):
@@ -155,6 +157,8 @@ class JobCalls:
         except asyncio.CancelledError:
             self._context.supervisor.tidy(f"take back {key!r}", self._take_back(key, record.job_id))
             raise
+        except NodeClosedError as error:
+            raise OutcomeUnknown(f"this node was closed while {key!r} was on its way to a worker") from error
         except BackendUnavailable as error:
             raise OutcomeUnknown(
                 f"{key!r} was admitted, but the backend cannot be asked what became of it: {error}"
@@ -193,7 +197,8 @@ class JobCalls:
                 return None
             if stored.record.state is JobState.PENDING:
                 if await self._withdraw(key, stored):
-                    if stored.record.attempt:  # claimed once, by a worker that died or gave it back: it may have begun
+                    # A worker that died over it, or gave it back, may have begun it.
+                    if not transitions.never_claimed(stored.record):
                         raise JobGoneError(f"{key!r} did not get started within {deadline.seconds:g} s; no job is left")
                     raise DispatchTimeoutError(
                         f"no worker started {key!r} within {deadline.seconds:g} s; it was never started and was withdrawn"
@@ -213,12 +218,14 @@ class JobCalls:
         """STOPPING stands in the record: wait until it is gone."""
         context = self._context
         deadline = Deadline(context, context.options.call_timeout)
-        for pause in deadline.looks():
-            answer = await call.answer(pause)
-            if answer is not None:
-                return
-            if await self._is_gone(key, job_id):
-                return
+        try:
+            for pause in deadline.looks():
+                if await call.answer(pause) is not None or await self._is_gone(key, job_id):
+                    return
+        except NodeClosedError as error:
+            raise OutcomeUnknown(
+                f"this node was closed; the stop of {key!r} is recorded and will be carried out"
+            ) from error
         raise OutcomeUnknown(
             f"the stop of {key!r} stands in its record and will be carried out, but was not confirmed within "
             f"{deadline.seconds:g} s; see explain({key!r})"
@@ -245,7 +252,9 @@ class JobCalls:
                 match stored.record.state:
                     case JobState.PENDING | JobState.FAILED:
                         waiting = stored.record.reply  # whoever deletes an unstarted record answers its dispatcher (R1)
-                        if (await context.protocol.remove(key, stored, [waiting], Verdict.GONE)).applied:
+                        fresh = transitions.never_claimed(stored.record)
+                        removal = context.protocol.remove(key, stored, [waiting], Verdict.GONE, by_stranger=fresh)
+                        if (await removal).applied:
                             return
                     case JobState.STARTING | JobState.RUNNING:
                         asked = transitions.ask_stop(stored.record, context.wall())
@@ -265,12 +274,17 @@ class JobCalls:
         deadline = Deadline(context, context.options.call_timeout)
         with context.calls.open() as call:
             job_id = await self._send_notification(key, payload, call, deadline)
-            for pause in deadline.looks():
-                answer = await call.answer(pause)
-                if answer is not None:
-                    return self._judge_notification(key, answer)
-                if await self._is_gone(key, job_id):
-                    raise JobNotFoundError(f"the job {key!r} ended before it took the notification, or while it did")
+            try:
+                for pause in deadline.looks():
+                    answer = await call.answer(pause)
+                    if answer is not None:
+                        return self._judge_notification(key, answer)
+                    if await self._is_gone(key, job_id):
+                        raise JobNotFoundError(
+                            f"the job {key!r} ended before it took the notification, or while it did"
+                        )
+            except NodeClosedError as error:
+                raise OutcomeUnknown(f"this node was closed; {key!r} may still get the notification") from error
             raise OutcomeUnknown(
                 f"{key!r} did not confirm the notification within {deadline.seconds:g} s; it may still be handled"
             )

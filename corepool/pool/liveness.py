@@ -138,7 +138,8 @@ class Liveness:
     async def _poll(self) -> None:
         context, store = self._context, self._context.store
         leases = [self._node_lease, *(worker.lease for worker in self._workers.values())]
-        leases = [lease for lease in leases if not lease.dead]
+        # A lease begins in its holder's joining alone: a renewal never makes what is not there.
+        leases = [lease for lease in leases if lease.was_held and not lease.dead]
         watched = list(self._whom_to_watch())
         maps = {NODE: store.node_keep_alive, WORKER: store.worker_keep_alive}
         looks: list[Op] = [GetKey(maps[member.kind], member.id) for member in watched]

@@ -257,7 +257,8 @@ class Node:
     async def _end(self, work: Any) -> None:
         session = self._session
         assert session is not None
-        if self._closing is None:
+        failed = self._closing is not None and self._closing.done() and not self._closing.cancelled()
+        if self._closing is None or (failed and self._closing.exception() is not None):
             self._closing = asyncio.get_running_loop().create_task(work, name=f"{self.pool}/close")
         else:
             work.close()
@@ -270,13 +271,20 @@ class Node:
         limit = self.options.worker_shutdown_ttl
         try:
             async with asyncio.timeout(limit):
-                first = await flag_shutdown(context.membership, context.store.incarnation)
+                first = await context.supervisor.persist(
+                    "shutdown", lambda: flag_shutdown(context.membership, context.store.incarnation), lambda: False
+                )
                 watch = context.membership.watch_workers()
                 while first and context.membership.workers():
                     await watch.changed()  # each node stops its own; the dead are buried
         except TimeoutError:
             self._log.warning("not every worker confirmed the shutdown within %g s", limit)
-        await clear_incarnation(context.store, context.protocol)
+        began = context.clock.monotonic()
+        await context.supervisor.persist(
+            "shutdown",
+            lambda: clear_incarnation(context.store, context.protocol),
+            lambda: context.clock.monotonic() - began > limit,
+        )
         await session.leave(limit)
 
     # --- how ---------------------------------------------------------------------------------------------------------

@@ -162,6 +162,7 @@ class Session:
         worker.accepting = False
         try:
             async with asyncio.timeout(timeout):
+                await store.namespace.settle()  # nothing of the worker may be applied after it was removed
                 await context.membership.change_worker(worker.id, MemberState.LEAVING)
                 handed_over = await worker.hand_all_over(max(0.01, deadline - context.clock.monotonic()))
                 await worker.close_inbox()
@@ -170,6 +171,7 @@ class Session:
                     await self._release_leftovers(worker)
                     await self.cleanup.drain_inbox(store.worker_inbox(worker.id))
                     await store.map(store.owned(worker.id)).destroy()
+                    self.workers.pop(worker.id, None)  # the last job is gone: the keep-alives may end
                     await store.map(store.worker_keep_alive).delete(worker.id)
                     await context.membership.remove_worker(worker.id)
         except (TimeoutError, *TRANSIENT) as error:
@@ -183,11 +185,11 @@ class Session:
 
     async def _release_leftovers(self, worker: Worker) -> None:
         """Starts that reached the inbox and were not taken: their records go on at once."""
-        async for _, entry in self.context.store.attentions():
-            if entry.worker == worker.id:
-                stored = await self.context.store.job(entry.key)
+        async for _, attention in self.context.store.attentions():
+            if attention.worker == worker.id:
+                stored = await self.context.store.job(attention.key)
                 if stored is not None:
-                    await self.cleanup.move_on(entry.key, stored, worker.id, "worker leaves")
+                    await self.cleanup.move_on(attention.key, stored, worker.id, "worker leaves")
 
     async def _discard(self, worker: Worker) -> None:
         """Stop and erase a worker without handing anything over."""
@@ -227,6 +229,9 @@ class Session:
         worker.accepting = False
         await worker.stop_all_handlers(self.context.options.worker_shutdown_ttl)
         await worker.close_inbox()
+        await self.context.supervisor.persist(
+            "clear", lambda: self._clear_after(worker.id), lambda: self.ended is not None
+        )
         if worker.removed or self.ended is not None:
             return
         pause = self.context.options.poll_period
@@ -239,6 +244,13 @@ class Session:
             else:
                 self.context.log.warning("worker %s came back as %s", worker.id, worker.successor.id)
                 return
+
+    async def _clear_after(self, worker: str) -> None:
+        """What a claim of the old id may have written after its cleaner was through; before that it is the cleaner's."""
+        context, store = self.context, self.context.store
+        await store.namespace.settle()
+        if await context.membership.is_gone(worker):
+            await store.map(store.owned(worker)).destroy()
 
     async def _reborn(self) -> None:
         """The node was declared dead: its inbox is gone or going. It comes back under a new id, workers and all."""

@@ -135,9 +135,9 @@ class PoolStore:
                     found[key] = stored
         return found
 
-    async def attentions(self) -> AsyncIterator[tuple[str, Attention]]:
-        """The jobs on their way: (key of the entry, entry)."""
+    async def attentions(self) -> AsyncIterator[tuple[Entry, Attention]]:
+        """The jobs on their way."""
         async for entry in self.attention_map.scan():
             value = self.decoded(entry.value, Attention, self.attention)
             if value is not None:
-                yield entry.key, value
+                yield entry, value

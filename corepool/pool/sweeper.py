@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import asyncio
 
-from corepool.driver import REVISION, DeleteKey, Op
-from corepool.errors import WireError
+from corepool.driver import REVISION, DeleteKey, Entry
 from corepool.pool import transitions
 from corepool.pool.cleanup import Cleanup
 from corepool.pool.context import NodeContext
 from corepool.pool.store import Stored
-from corepool.pool.wire import Attention, JobRecord, JobState, Lock, MemberState, decode
+from corepool.pool.wire import Attention, JobRecord, JobState, MemberState
 
 __all__ = ["Sweeper"]
 
@@ -29,7 +28,8 @@ class Sweeper:
     def __init__(self, context: NodeContext, cleanup: Cleanup) -> None:
         self._context = context
         self._cleanup = cleanup
-        self._seen: dict[str, tuple[int, float]] = {}
+        self._seen: dict[str, tuple[tuple[int, int], float]] = {}
+        """By entry: its own revision and its record's, and since when both were seen unchanged."""
         self._locks: dict[str, tuple[int, float]] = {}
         self._full_scan_at = context.clock.monotonic() + context.options.full_scan_interval
         self.rung = 0
@@ -63,18 +63,21 @@ class Sweeper:
     async def sweep(self, grace: float) -> None:
         """Look at every job under way; act on those that nobody acted on for ``grace`` seconds."""
         context = self._context
-        entries = {name: entry async for name, entry in context.store.attentions()}
-        records = await context.store.jobs_of(sorted({entry.key for entry in entries.values()}))
+        found = {entry.key: (entry, attention) async for entry, attention in context.store.attentions()}
+        records = await context.store.jobs_of(sorted({attention.key for _, attention in found.values()}))
         now = context.clock.monotonic()
-        self._seen = {name: seen for name, seen in self._seen.items() if name in entries}
-        for name in sorted(entries):
-            entry, stored = entries[name], records.get(entries[name].key)
-            revision = 0 if stored is None or stored.record.job_id != entry.job_id else stored.revision
+        self._seen = {name: seen for name, seen in self._seen.items() if name in found}
+        for name in sorted(found):
+            entry, attention = found[name]
+            stored = records.get(attention.key)
+            if stored is not None and stored.record.job_id != attention.job_id:
+                stored = None  # another job under the same key
+            seen = (entry.revision, 0 if stored is None else stored.revision)
             held = self._seen.get(name)
-            if held is None or held[0] != revision:
-                self._seen[name] = held = (revision, now)
+            if held is None or held[0] != seen:
+                self._seen[name] = held = (seen, now)
             if now - held[1] >= grace and (grace > 0 or self._is_adrift(name, stored)):
-                await self._attend(name, entry, stored)
+                await self._attend(entry, attention, stored)
         if grace > 0:
             await self._drop_stale_locks(now)
 
@@ -93,24 +96,24 @@ class Sweeper:
         record = self._context.membership.worker(worker)
         return record is not None and record.state is MemberState.ACTIVE
 
-    async def _attend(self, name: str, entry: Attention, stored: Stored | None) -> None:
-        if stored is None or stored.record.job_id != entry.job_id:
-            await self._collect(name, entry)
+    async def _attend(self, entry: Entry, attention: Attention, stored: Stored | None) -> None:
+        if stored is None:
+            await self._collect(entry, attention)
             return
-        record, context = stored.record, self._context
-        if transitions.attention_key(record) != name or record.state in (JobState.RUNNING, JobState.FAILED):
+        record, context, key = stored.record, self._context, attention.key
+        if transitions.attention_key(record) != entry.key or record.state in (JobState.RUNNING, JobState.FAILED):
             # The record moved on; or it has not got there for so long that whoever wrote this will list it again.
-            await self._forget(name)
+            await context.store.attention_map.delete(entry.key, REVISION(entry.revision))
             return
         worker = context.membership.worker(record.worker) if record.worker else None
         if record.state is JobState.PENDING and not self._is_active(record.worker):
-            await self._reroute(entry.key, stored)
+            await self._reroute(key, stored)
         elif worker is None:
             if await context.membership.is_gone(record.worker):  # our replica may lag behind a worker that just joined
-                await self._cleanup.move_on(entry.key, stored, record.worker, "owner is gone")
+                await self._cleanup.move_on(key, stored, record.worker, "owner is gone")
         else:
             self.rung += 1
-            await context.protocol.ring(entry.key, stored)
+            await context.protocol.ring(key, stored)
 
     async def _reroute(self, key: str, stored: Stored) -> None:
         """A PENDING record whose target cannot take it."""
@@ -123,40 +126,54 @@ class Sweeper:
         released = transitions.release(stored.record, target, ring.revision, "target is gone", context.wall())
         self.rerouted += (await context.protocol.release(key, stored, released)).applied
 
-    async def _collect(self, name: str, entry: Attention) -> None:
+    async def _collect(self, entry: Entry, attention: Attention) -> None:
         """R4: the record does not name this job (any more), and did not for a while: its payload goes, then the entry."""
         store = self._context.store
-        current = await store.job(entry.key)
-        if current is not None and current.record.job_id == entry.job_id:
+        current = await store.job(attention.key)
+        if current is not None and current.record.job_id == attention.job_id:
             return
         self.collected += 1
-        await store.namespace.commit([DeleteKey(store.payloads, entry.job_id), DeleteKey(store.attention, name)])
-
-    async def _forget(self, name: str) -> None:
-        await self._context.store.attention_map.delete(name)
+        await store.namespace.commit(
+            [
+                DeleteKey(store.payloads, attention.job_id),
+                DeleteKey(store.attention, entry.key, REVISION(entry.revision), optional=True),
+            ]
+        )
 
     # --- locks and the backstop --------------------------------------------------------------------------------------
 
     async def _drop_stale_locks(self, now: float) -> None:
-        """A lock of a member that was buried long ago: its holder died after the last step."""
+        """Locks of members that have no record: graves, and locks whose holder died after the last step.
+
+        Before one goes, what a late request of the dead may have made since the burial goes as well (R12: ids are never
+        used again, so nothing else can bear the name).
+        """
         context, store = self._context, self._context.store
         members = {**context.membership.workers(), **context.membership.nodes()}
-        stale: list[Op] = []
         locks: dict[str, tuple[int, float]] = {}
+        stale: list[Entry] = []
         async for entry in store.map(store.worker_cleanup).scan():
-            if entry.key in members:
-                continue
-            try:
-                decode(entry.value, Lock)
-            except WireError:
-                context.log.warning("an undecodable cleanup lock of %s is removed", entry.key)
             held = self._locks.get(entry.key, (entry.revision, now))
             locks[entry.key] = held = held if held[0] == entry.revision else (entry.revision, now)
-            if now - held[1] > context.options.worker_ttl:
-                stale.append(DeleteKey(store.worker_cleanup, entry.key, REVISION(entry.revision), optional=True))
+            if entry.key not in members and now - held[1] > context.options.worker_ttl:
+                stale.append(entry)
         self._locks = locks
-        if stale:
-            await store.namespace.commit(stale[: context.backend.capabilities.max_commit_ops])
+        for entry in stale:
+            if await context.membership.is_gone(entry.key):
+                await self._close_grave(entry)
+
+    async def _close_grave(self, entry: Entry) -> None:
+        store, member = self._context.store, entry.key
+        for inbox in (store.worker_inbox(member), store.node_inbox(member)):
+            await store.stream(inbox).destroy()
+        await store.map(store.owned(member)).destroy()
+        await store.namespace.commit(
+            [
+                DeleteKey(store.worker_keep_alive, member),
+                DeleteKey(store.node_keep_alive, member),
+                DeleteKey(store.worker_cleanup, member, REVISION(entry.revision), optional=True),
+            ]
+        )
 
     async def full_scan(self) -> None:
         """The backstop: look at every record of the pool, paced."""

@@ -33,6 +33,7 @@ __all__ = [
     "fail",
     "is_owned_by",
     "may_withdraw",
+    "never_claimed",
     "release",
     "revive",
 ]
@@ -92,11 +93,13 @@ def revive(record: JobRecord, target: str, ring: int, wall: float) -> JobRecord:
     return release(fresh, target, ring, "retried", wall)
 
 
-def may_withdraw(record: JobRecord) -> bool:
-    """R1: only a record that was never started and that nobody holds may be withdrawn by its dispatcher.
+def never_claimed(record: JobRecord) -> bool:
+    """Whether it is certain that no handler was ever called for this job."""
+    return record.state is JobState.PENDING and not record.started and record.attempt == 0
 
-    ``attempt`` tells whether it was ever claimed: only at 0 is it certain that no handler was called.
-    """
+
+def may_withdraw(record: JobRecord) -> bool:
+    """R1: only a record that was never started and that nobody holds may be withdrawn by its dispatcher."""
     return record.state is JobState.PENDING and not record.started
 
 

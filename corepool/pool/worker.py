@@ -12,7 +12,7 @@ import asyncio
 from typing import Any, TypeVar
 
 from corepool.driver import NewEvent, SinkStore
-from corepool.errors import BackendUnavailable
+from corepool.errors import BackendUnavailable, PoolShutdownError
 from corepool.pool import transitions
 from corepool.pool.commands import Command, Fence, HandOver, Notify, Review, Start, Stop
 from corepool.pool.context import NodeContext
@@ -87,8 +87,11 @@ class Worker:
         renewal = self.lease.renewal()
         self.lease.answered(await store.map(store.worker_keep_alive).set(self.id, renewal.value, renewal.when))
         self._sink = await inbox.sink(INBOX_SINK, ack_wait=context.options.ack_grace_period)
-        self._loops.append(context.supervisor.loop(f"inbox {self.id}", self._take_doorbells))
-        self._loops.append(context.supervisor.loop(f"review {self.id}", self._review_now_and_then))
+        pool = await context.membership.settled_pool()
+        if pool is None or pool.shutdown or pool.incarnation != store.incarnation:
+            # R6: read after the record was written and before anyone may give us a job: a shutdown that set its flag later
+            # finds the record, and destroys the inbox.
+            raise PoolShutdownError(f"the pool {context.pool!r} was shut down")
         if not await context.membership.change_worker(self.id, MemberState.ACTIVE):
             # So slow that it was declared dead and buried before it was born: what it has made since goes as well.
             self.lease.dead = True
@@ -98,6 +101,8 @@ class Worker:
             raise BackendUnavailable(
                 f"joining took longer than worker_ttl ({context.options.worker_ttl:g} s); try again"
             )
+        self._loops.append(context.supervisor.loop(f"inbox {self.id}", self._take_doorbells))
+        self._loops.append(context.supervisor.loop(f"review {self.id}", self._review_now_and_then))
 
     def _record(self, state: MemberState) -> WorkerRecord:
         return WorkerRecord(self.context.node_id, state, self.context.wall())
