@@ -10,7 +10,15 @@ from typing import Annotated
 
 import typer
 
-from corepool.cli import demo_command, driver_commands, job_commands, sim_commands, top_command, worker_command
+from corepool.cli import (
+    conformance_command,
+    demo_command,
+    driver_commands,
+    job_commands,
+    sim_commands,
+    top_command,
+    worker_command,
+)
 from corepool.cli.common import stdout
 
 __all__ = ["app", "run"]
@@ -82,6 +90,7 @@ worker_command.register(app)
 job_commands.register(app)
 top_command.register(app)
 driver_commands.register(app)
+conformance_command.register(app)
 sim_commands.register(app)
 
 

@@ -37,6 +37,24 @@ def test_the_readmes_handler_runs_as_it_stands(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+def test_the_readmes_simulation_runs_as_it_stands(tmp_path: Path) -> None:
+    (example,) = [block for block in python_blocks(README) if "asyncio.run(main())" in block]
+    (test,) = [block for block in python_blocks(README) if "corepool_simulation" in block]
+    handler = example[: example.index("async def main")]
+    (tmp_path / "test_feeds.py").write_text(f"{handler}\n\n{test}")
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "test_feeds.py", "--corepool-seeds", "3"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+
+
 def test_the_readmes_handler_is_as_short_as_it_says() -> None:
     (block,) = [block for block in python_blocks(README) if "asyncio.run(main())" in block]
     handler = block[block.index("class Feeds") : block.index("async def main")]
