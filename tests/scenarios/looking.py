@@ -12,13 +12,17 @@ from typing import Any
 
 from corepool import Job
 from corepool.pool.membership import Ring
-from corepool.pool.wire import Attention, JobRecord, JobState, KeepAlive, MemberState, WorkerRecord, decode
+from corepool.pool.store import SHUTDOWN_MAP
+from corepool.pool.wire import Attention, JobRecord, JobState, KeepAlive, MemberState, PoolRecord, WorkerRecord, decode
 from corepool.testing import Cluster, ClusterNode
 
-__all__ = ["POOL", "QUICK", "TTL", "Keeper", "Store", "gathered", "keeper", "keys_of", "nodes", "ring"]
+__all__ = ["FOUND", "POOL", "QUICK", "TTL", "Keeper", "Store", "gathered", "keeper", "keys_of", "nodes", "ring"]
 
 POOL = "feeds"
 TTL = 5.0
+FOUND = 2 * TTL + 4 * TTL / 5
+"""DESIGN 4.3: any number of simultaneous deaths is found within twice the time to live, and the polls in which the last sign
+of life is seen, the silence is noticed, and the look at everybody begins and ends."""
 QUICK: dict[str, Any] = {
     "worker_ttl": TTL,
     "ack_grace_period": 4.0,
@@ -107,6 +111,10 @@ class Store:
 
     def workers(self) -> dict[str, WorkerRecord]:
         return {key: decode(value, WorkerRecord) for key, value in self.map("workers").items()}
+
+    def pool(self) -> PoolRecord:
+        [entry] = self._server.maps(self._pool).entries(SHUTDOWN_MAP, "")
+        return decode(entry.value, PoolRecord)
 
     def keep_alives(self) -> dict[str, KeepAlive]:
         return {
