@@ -69,7 +69,10 @@ def conformance(
         (Path(folder) / "pytest.ini").write_text(CONFIGURATION)
         arguments = ["--pyargs", "corepool_conformance", f"--corepool-url={url}", f"--corepool-report={report}"]
         arguments += ["-c", f"{folder}/pytest.ini", f"--rootdir={folder}", "-p", "no:cacheprovider"]
-        arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # corepool is imported already: by this command
+        arguments += [
+            "-W",
+            "ignore::pytest.PytestAssertRewriteWarning",
+        ]  # corepool is imported already: by this command
         arguments += [f"--corepool-known-failures={known_failures.resolve()}"] if known_failures else []
         arguments += ["-k", select] if select else []
         arguments += [f"--corepool-seed={seed}"] if seed is not None else []

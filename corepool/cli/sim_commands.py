@@ -15,7 +15,7 @@ import typer
 
 from corepool.cli.common import JsonOption, emit, fail, note, set_up_logging, stdout
 from corepool.cli.exits import Exit
-from corepool.cli.scenarios import Scenario, ScenarioError, load_scenario
+from corepool.cli.scenarios import BUILT_IN, Scenario, ScenarioError, load_scenario
 from corepool_memory.sim.errors import TokenError
 from corepool_memory.sim.run import Result
 
@@ -26,7 +26,7 @@ ScenarioOption = Annotated[
     typer.Option(
         "--scenario",
         metavar="NAME|MODULE:FUNCTION",
-        help="What happens in a run: 'pool', or a function of your own: async def scenario(cluster).",
+        help="What happens in a run: 'chaos', or a function of your own: async def scenario(cluster).",
     ),
 ]
 FaultsOption = Annotated[
@@ -49,7 +49,7 @@ def register(app: typer.Typer) -> None:
 def run(
     seeds: Annotated[int, typer.Option(min=1, help="How many runs.")] = 10,
     first: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
-    scenario: ScenarioOption = "pool",
+    scenario: ScenarioOption = BUILT_IN,
     faults: FaultsOption = True,
     minimise: Annotated[bool, typer.Option(help="Reduce a failure to the decisions that matter.")] = True,
     as_json: JsonOption = False,
@@ -90,7 +90,7 @@ def run(
 @sim.command()
 def replay(
     token: Annotated[str, typer.Argument(metavar="TOKEN", show_default=False, help="As a failed run printed it.")],
-    scenario: ScenarioOption = "pool",
+    scenario: ScenarioOption = BUILT_IN,
     faults: FaultsOption = True,
     as_json: JsonOption = False,
 ) -> None:
