@@ -329,3 +329,11 @@ async def test_a_full_server_refuses_growth_whole_and_lets_everything_drain(
     assert await replica(fresh_watch) == {}
     await stream.destroy()
     await items.destroy()
+
+
+async def test_a_head_of_another_program_changes_nothing(server: Server, space: RedisNamespace) -> None:
+    command(server.port, "HSET", keys_of(space).data, "", "foreign")
+    for call in (space.map("m").set("k", b"v"), space.map("m").clear(), space.map("m").update("k", Increment(1))):
+        with pytest.raises(WireError):
+            await call
+    assert command(server.port, "HLEN", keys_of(space).data) == 1

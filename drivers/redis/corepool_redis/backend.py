@@ -200,7 +200,7 @@ class RedisBackend:
         scope = scope_of(name)
         hub = self._hub(scope)
         hub.scopes.add(scope)
-        space = Space(scope, hub.link, self._capabilities, self._random, self.options.log_length)
+        space = Space.of(scope, hub.link, self._capabilities, self._random, self.options.log_length)
         return RedisNamespace(hub, space, name)
 
     def _hub(self, scope: bytes) -> _Hub:

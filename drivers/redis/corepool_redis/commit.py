@@ -10,8 +10,8 @@ Neighbours: :mod:`corepool_redis.maps`, :mod:`corepool_redis.streams` and ``Name
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Sequence
+from random import Random
 
 import attrs
 
@@ -37,8 +37,18 @@ from corepool_redis.link import Link, Refused
 from corepool_redis.resp import Arg, Reply
 from corepool_redis.scripts import Script
 
-__all__ = ["Batch", "Space", "read_appended", "read_commit", "read_entries", "read_entry", "read_previous", "translate"]
-
+__all__ = [
+    "Batch",
+    "Space",
+    "apply",
+    "encode_when",
+    "read_appended",
+    "read_commit",
+    "read_entries",
+    "read_entry",
+    "read_previous",
+    "translate",
+]
 
 log = logging.getLogger("corepool.redis")
 
@@ -53,8 +63,16 @@ class Space:
     scope: bytes
     link: Link
     capabilities: Capabilities
-    random: random.Random
+    random: Random
     log_length: int
+    mark: bytes
+    scratch: bytes
+
+    @classmethod
+    def of(cls, scope: bytes, link: Link, capabilities: Capabilities, rng: Random, log_length: int) -> Space:
+        """A namespace, with the keys that each of its commits names put together once."""
+        scratch = b"%bt:%b" % (scope, link.client.encode())
+        return cls(scope, link, capabilities, rng, log_length, mark_key(scope), scratch)
 
 
 def translate(refused: Refused, *, write: bool) -> CorepoolError:
@@ -123,7 +141,7 @@ class Batch:
 
     def __init__(self, space: Space) -> None:
         self._space = space
-        self._keys: list[bytes] = [mark_key(space.scope), b"%bt:%b" % (space.scope, space.link.client.encode())]
+        self._keys: list[bytes] = [space.mark, space.scratch]
         self._places: dict[tuple[str, str], int] = {}
         self._args: list[Arg] = []
         self._grows = False
@@ -227,18 +245,22 @@ class Batch:
             OutcomeUnknown: everything or nothing was applied, or still may be.
             WireError: the server holds what this driver did not write.
         """
-        space = self._space
-        script = Script.named("apply" if self._grows else "apply-shrink")
-        head: Sequence[Arg] = (space.random.getrandbits(62) + 1, space.log_length, space.capabilities.max_value_bytes)
-        try:
-            reply = await space.link.run(
-                script, self._keys, (*head, *self._args), scope=space.scope, repeat=not self._writes
-            )
-        except Refused as refused:
-            raise translate(refused, write=self._writes) from None
-        if not isinstance(reply, list) or not reply or not isinstance(reply[0], int):
-            raise WireError("the server's answer to a commit has an unknown form")
-        return (None if reply[0] < 0 else reply[0]), reply[1:]
+        return await apply(self._space, self._keys, self._args, grows=self._grows, writes=self._writes)
+
+
+async def apply(
+    space: Space, keys: Sequence[bytes], args: Sequence[Arg], *, grows: bool, writes: bool
+) -> tuple[int | None, list[Reply]]:
+    """Run the script on encoded operations: what ``Batch.run`` does, for a caller with few and fixed ones."""
+    script = Script.named("apply" if grows else "apply-shrink")
+    head = (space.random.getrandbits(62) + 1, space.log_length, space.capabilities.max_value_bytes)
+    try:
+        reply = await space.link.run(script, keys, (*head, *args), scope=space.scope, repeat=not writes)
+    except Refused as refused:
+        raise translate(refused, write=writes) from None
+    if not isinstance(reply, list) or not reply or not isinstance(reply[0], int):
+        raise WireError("the server's answer to a commit has an unknown form")
+    return (None if reply[0] < 0 else reply[0]), reply[1:]
 
 
 def read_commit(key: str, reply: Reply) -> Commit:

@@ -22,6 +22,8 @@ Neighbours: every store; docs/redis.md lists the keys for operators.
 
 from __future__ import annotations
 
+import functools
+
 import attrs
 
 __all__ = [
@@ -36,6 +38,9 @@ __all__ = [
     "scope_of",
     "wake_key",
 ]
+
+
+_REMEMBERED = 4096  # names whose keys are not put together anew each time
 
 
 def escape(name: str) -> bytes:
@@ -67,10 +72,11 @@ class MapKeys:
     data: bytes
     log: bytes
 
-    @classmethod
-    def of(cls, scope: bytes, name: str) -> MapKeys:
+    @staticmethod
+    @functools.lru_cache(_REMEMBERED)
+    def of(scope: bytes, name: str) -> MapKeys:
         base = b"%bm:%b:" % (scope, escape(name))
-        return cls(base + b"d", base + b"l")
+        return MapKeys(base + b"d", base + b"l")
 
 
 @attrs.frozen(slots=True)
@@ -81,10 +87,11 @@ class StreamKeys:
     events: bytes
     config: bytes
 
-    @classmethod
-    def of(cls, scope: bytes, name: str) -> StreamKeys:
+    @staticmethod
+    @functools.lru_cache(_REMEMBERED)
+    def of(scope: bytes, name: str) -> StreamKeys:
         base = b"%bs:%b:" % (scope, escape(name))
-        return cls(base, base + b"e", base + b"c")
+        return StreamKeys(base, base + b"e", base + b"c")
 
     def members(self, index: int) -> bytes:
         return b"%bg%d:v" % (self.base, index)

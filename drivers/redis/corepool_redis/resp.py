@@ -10,7 +10,7 @@ parser in plain Python below gives the same values (a test holds them to it).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol, TypeAlias, cast
 
 try:
@@ -62,8 +62,13 @@ class Reader(Protocol):
     def gets(self) -> object: ...
 
 
-def encode(args: Iterable[Arg]) -> bytes:
+def encode(args: tuple[Arg, ...]) -> bytes:
     """One command as bytes."""
+    return _pack(args)
+
+
+def python_encode(args: Iterable[Arg]) -> bytes:
+    """The same in plain Python."""
     parts: list[bytes] = [b""]
     count = 0
     for arg in args:
@@ -77,6 +82,11 @@ def encode(args: Iterable[Arg]) -> bytes:
         count += 1
     parts[0] = b"*%d\r\n" % count
     return b"".join(parts)
+
+
+_pack: Callable[[tuple[Arg, ...]], bytes] = (
+    python_encode if _hiredis is None else cast("Callable[[tuple[Arg, ...]], bytes]", _hiredis.pack_command)
+)
 
 
 class PythonReader:
@@ -131,7 +141,7 @@ class PythonReader:
     def _bulk(self, at: int, length: int) -> tuple[Reply, int] | None:
         if len(self._buffer) < at + length + 2:
             return None
-        if self._buffer[at + length : at + length + 2] != b"\r\n":
+        if bytes(self._buffer[at + length : at + length + 2]) != b"\r\n":
             raise ProtocolError("a string does not end where it says")
         return bytes(self._buffer[at : at + length]), at + length + 2
 

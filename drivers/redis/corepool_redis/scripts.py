@@ -5,7 +5,7 @@ Invariants: a script is sent by its digest and, only when the server does not kn
 node), once more as text; server-side functions are not used, since two library versions would collide in a rolling upgrade.
 Neighbours: :mod:`corepool_redis.link` invokes; the stores name keys and arguments.
 
-Each script is put together from ``common.lua`` and its own file. It has one of two settings, because a
+Each script is put together from the gate, ``common.lua`` and its own file. It has one of two settings, because a
 server whose memory is full refuses a script as a whole by its flags:
 
 - ``deny``: the script may make the data grow; refused when memory is full.
@@ -42,6 +42,7 @@ _SCRIPTS = {
     "sink-leave": ("sink_leave", "allow", False),
 }
 
+# A fenced script of a socket that its client has given up is refused, wherever its bytes were lying until now.
 _GATE = """local fence = redis.call('GET', KEYS[1])
 if fence and tonumber(fence) > tonumber(ARGV[1]) then
   return redis.error_reply('FENCED a later connection of this client has closed this door')
@@ -54,9 +55,15 @@ class Script:
 
     def __init__(self, name: str) -> None:
         file, memory, fenced = _SCRIPTS[name]
-        folder = importlib.resources.files(__package__) / "lua"
-        body = (folder / "common.lua").read_text("utf-8") + (folder / f"{file}.lua").read_text("utf-8")
-        body = body.replace("--GATE--\n", _GATE if fenced else "")
+        folder = importlib.resources.files("corepool_redis") / "lua"
+        body = (folder / f"{file}.lua").read_text("utf-8")
+        fast = ""
+        if "--FAST--" in body:  # what a script does before the shared functions are made
+            before, _, rest = body.partition("--FAST--\n")
+            fast, _, rest = rest.partition("--SLOW--\n")
+            body = before + rest
+        gate = f"do\n{_GATE}end\n" if fenced else ""
+        body = gate + fast + (folder / "common.lua").read_text("utf-8") + body
         flags = " flags=allow-oom" if memory == "allow" else ""
         unlock = "redis.call('DEL', KEYS[1] .. ':never')\n" if memory == "allow" else ""
         self.name = name

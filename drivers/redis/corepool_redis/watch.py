@@ -82,8 +82,8 @@ class RedisWatch:
         self.keys = keys
         self._feeds = feeds
         self._space = space
-        self._stand = NOWHERE
-        self._birth = 0
+        self._stand: EventId = NOWHERE
+        self._birth: int = 0
         self._generation = 0
         self._began = False
         self._owes_snapshot = True

@@ -11,9 +11,33 @@
 --   k place sink id count consumer       acknowledge   -> 1 or 0
 -- when: '' always, '0' absent, else the revision. Answer: the index of the operation that stopped it or -1, then the results.
 -- Nothing is written before everything is decided: Redis does not roll a script back.
+-- The most frequent commit by far is one set in a map that exists. It is decided and applied here exactly as below, without first
+-- making the thirty functions that others need: that halves the server's time for it.
+--FAST--
+if ARGV[5] == 's' and #ARGV == 10 then
+  local data, key, value, when = KEYS[4], ARGV[7], ARGV[8], ARGV[9]
+  local found = redis.call('HMGET', data, '', key)
+  local raw = found[2]
+  local at, birth = string.match(found[1] or '', '^(%d+)%-%d+(:%d+)$')
+  if at then
+    local revision = tonumber(at)
+    if when ~= '' and ((when == '0' and raw) or (when ~= '0' and not (raw and string.sub(raw, 1, #when + 1) == when .. ':'))) then
+      if ARGV[10] == '0' then return {0, {0, revision, raw}} end
+      return {-1, {0, revision, raw}}
+    end
+    revision = revision + 1
+    at = string.format('%.0f', revision)
+    local id = at .. '-' .. ARGV[2]
+    redis.call('HSET', data, '', id .. birth, key, at .. ':' .. value)
+    redis.call('XADD', KEYS[5], 'NOMKSTREAM', 'MAXLEN', '~', ARGV[3], id, 's' .. key, value)
+    return {-1, {1, revision, raw}}
+  end
+end
+--SLOW--
 local nonce, keep, most = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local maps, opened, streams, appends, acks = {}, {}, {}, {}, {}
 local results, stamps = {}, {}
+local broken = false
 local at = 5
 
 local function take()
@@ -30,7 +54,8 @@ local function open_map(key)
     map = {data = KEYS[place], log = KEYS[place + 1], held = {[key] = found[2]}, dirty = {}, entries = {}, revision = 0}
     if found[1] then
       local revision, birth = string.match(found[1], '^(%d+)%-%d+:(%d+)$')
-      map.revision, map.birth = tonumber(revision), birth
+      map.revision, map.birth = tonumber(revision or '0'), birth
+      broken = broken or not revision
     end
     maps[place] = map
     opened[#opened + 1] = map
@@ -251,6 +276,7 @@ end
 local index = 0
 while at <= #ARGV do
   local result, stops = decide[take()](index)
+  if broken then return redis.error_reply('WRONGTYPE the head of a map was not written by this driver') end
   results[index + 1] = result
   if stops then return {index, unpack(results, 1, index + 1)} end
   index = index + 1

@@ -1,6 +1,4 @@
--- Shared by all scripts of the driver. The gate comes first: a fenced script of a socket that its client has given up is
--- refused, wherever its bytes were lying until now.
---GATE--
+-- Shared by all scripts of the driver.
 
 local function num(value)  -- revisions are above 10^15: Lua's own conversion would write them as 1.7e+15
   return string.format('%.0f', value)
