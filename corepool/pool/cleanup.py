@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 
-from corepool.driver import ABSENT, REVISION, DeleteKey, Event, SetKey, When
+from corepool.driver import ABSENT, REVISION, DeleteKey, Event, MapStore, SetKey, When
 from corepool.pool import transitions
 from corepool.pool.context import NodeContext
 from corepool.pool.liveness import WORKER, Suspect
@@ -115,18 +115,24 @@ class Cleanup:
         if not suspect.revision and await context.membership.is_gone(member.id):
             return None  # our replica lags: there is nobody to bury
         keep_alives = store.map(store.worker_keep_alive if member.kind == WORKER else store.node_keep_alive)
+        found = await self._found_dead(keep_alives, member.id)
+        if found is not None:
+            return found  # somebody began before us; a second tombstone would look like a sign of life
         when = REVISION(suspect.revision) if suspect.revision else ABSENT
         mark = encode(KeepAlive(context.random.getrandbits(62), context.wall(), dead=True))
         commit = await keep_alives.set(member.id, mark, when)
         if commit.applied:
             context.log.error("%s %s is declared dead: no sign of life for %g s", *member, context.options.worker_ttl)
             return commit.revision
-        if commit.previous is None:
-            return None  # buried already
-        found = store.decoded(commit.previous.value, KeepAlive, keep_alives.name)
-        if found is not None and found.dead:
-            return commit.previous.revision  # somebody began before us
-        return None
+        return await self._found_dead(keep_alives, member.id)
+
+    async def _found_dead(self, keep_alives: MapStore, member: str) -> int | None:
+        """The revision of the tombstone, if there is one."""
+        entry = await keep_alives.get(member)
+        if entry is None:
+            return None
+        found = self._context.store.decoded(entry.value, KeepAlive, keep_alives.name)
+        return entry.revision if found is not None and found.dead else None
 
     # --- a worker ----------------------------------------------------------------------------------------------------
 

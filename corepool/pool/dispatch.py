@@ -104,9 +104,8 @@ class JobCalls:
             if not outcome.applied and outcome.refusal is None:
                 if outcome.current is not None and outcome.current.record.job_id == record.job_id:
                     return record, None  # ours: its reply was lost, and a worker has it already
-                # After an unknown outcome it may have been admitted, run, and stopped by now.
-                if outcome.revision == 0:
-                    raise JobGoneError(f"{key!r} may have been admitted and is gone again; no job is left")
+                if outcome.doubtful:
+                    raise JobGoneError(f"{key!r} may have been admitted, run and been stopped by now; it is not there")
                 raise JobExistsError(f"a job with the key {key!r} exists already{_where(outcome.current)}")
             if outcome.applied and not await self._withdraw(key, Stored(record, outcome.revision)):
                 return record, None  # somebody has taken it meanwhile: wait for the answer as usual

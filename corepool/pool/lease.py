@@ -13,6 +13,7 @@ from __future__ import annotations
 import enum
 
 from corepool.driver import ABSENT, REVISION, Clock, Commit, Entry, SetKey
+from corepool.errors import BackendUnavailable
 from corepool.pool.store import PoolStore
 from corepool.pool.wire import KeepAlive, encode
 
@@ -73,6 +74,16 @@ class Lease:
         value = encode(KeepAlive(self._nonce, self._clock.wall()))
         when = REVISION(self._revision) if self._revision else ABSENT
         return SetKey(self._map, self.holder, value, when, optional=True)
+
+    def begin(self, commit: Commit) -> None:
+        """Take in what the store said to the first one.
+
+        Raises:
+            BackendUnavailable: others have declared the holder dead before it was born: it needs another id.
+        """
+        if self.answered(commit) is not Renewal.HELD or not self.was_held:
+            self.dead = True
+            raise BackendUnavailable(f"{self.holder} took so long to join that it was declared dead; try again")
 
     def answered(self, commit: Commit) -> Renewal:
         """Take in what the store said to the newest renewal."""

@@ -54,6 +54,7 @@ class Outcome:
 
     applied: the record is now what was wanted, at ``revision``.
     current: if not applied, what stands there instead (None: no record).
+    doubtful: it is known only after an unknown outcome: if not applied now, it may have been for a while.
     refusal: the doorbell's stream refused. With an atomic backend nothing was applied then; otherwise the record was.
     results: of the operations after the record, as far as they were carried out.
     """
@@ -63,6 +64,7 @@ class Outcome:
     current: Stored | None
     refusal: Refusal | None = None
     results: tuple[OpResult, ...] = ()
+    doubtful: bool = False
 
     @property
     def payload(self) -> bytes | None:
@@ -273,7 +275,7 @@ class JobProtocol:
                 applied = current is None or current.record.job_id != job_id
             revision = entry.revision if entry is not None else 0
             if not applied:
-                return Outcome(False, revision, current)
+                return Outcome(False, revision, current, doubtful=True)
             return await self._complete(revision, [*before, *after])
         except BackendUnavailable as error:
             raise OutcomeUnknown(f"whether the record of {key!r} was changed cannot be told now: {error}") from error

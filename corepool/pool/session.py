@@ -49,6 +49,7 @@ class Session:
         self._sink: SinkStore | None = None
         self._loops: list[asyncio.Task[Any]] = []
         self._rebirth: asyncio.Task[None] | None = None
+        self._identity = asyncio.Lock()
         self.router = Router(context)
         self.cleanup = Cleanup(context)
         self.sweeper = Sweeper(context, self.cleanup)
@@ -123,7 +124,7 @@ class Session:
         await inbox.append(NewEvent("init", b""), only_if_exists=True)
         await store.stream(store.queue).create(StreamConfig(StreamKind.WORK, context.options.max_queued_jobs))
         renewal = self.lease.renewal()
-        self.lease.answered(await store.map(store.node_keep_alive).set(context.node_id, renewal.value, renewal.when))
+        self.lease.begin(await store.map(store.node_keep_alive).set(context.node_id, renewal.value, renewal.when))
         self._sink = await inbox.sink(NODE_SINK, ack_wait=context.options.ack_grace_period)
         if not await context.membership.change_node(context.node_id, MemberState.ACTIVE):
             self.lease.dead = True
@@ -138,6 +139,10 @@ class Session:
 
     async def add_worker(self, handler: Any) -> Worker:
         """A new worker; runs as a task of the node's, so that a cancelled caller leaves nothing half made."""
+        async with self._identity:  # a worker's record names its node, which must not change meanwhile
+            return await self._add_worker(handler)
+
+    async def _add_worker(self, handler: Any) -> Worker:
         worker = Worker(self.context, self.context.new_id("w"), handler)
         self.workers[worker.id] = worker
         try:
@@ -254,6 +259,10 @@ class Session:
 
     async def _reborn(self) -> None:
         """The node was declared dead: its inbox is gone or going. It comes back under a new id, workers and all."""
+        async with self._identity:
+            await self._take_new_identity()
+
+    async def _take_new_identity(self) -> None:
         context = self.context
         old = list(self.workers.values())
         for worker in old:
@@ -263,10 +272,12 @@ class Session:
         if self._sink is not None:
             await self._sink.aclose()
             self._sink = None
-        gone, context.node_id = context.node_id, context.new_id("n")
-        context.log = context.log.at(node=context.node_id)
-        self._be_born()
+        gone = context.node_id
         while self.ended is None:
+            # A new id for each attempt: what an earlier one left half made is buried by others, under its own name.
+            context.node_id = context.new_id("n")
+            context.log = context.log.at(node=context.node_id)
+            self._be_born()
             try:
                 await self._announce()
                 break

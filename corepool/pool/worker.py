@@ -85,7 +85,7 @@ class Worker:
         await inbox.create(INBOX)
         await inbox.append(NewEvent(INIT, b""), only_if_exists=True)
         renewal = self.lease.renewal()
-        self.lease.answered(await store.map(store.worker_keep_alive).set(self.id, renewal.value, renewal.when))
+        self.lease.begin(await store.map(store.worker_keep_alive).set(self.id, renewal.value, renewal.when))
         self._sink = await inbox.sink(INBOX_SINK, ack_wait=context.options.ack_grace_period)
         pool = await context.membership.settled_pool()
         if pool is None or pool.shutdown or pool.incarnation != store.incarnation:
