@@ -7,7 +7,6 @@ Neighbours: :mod:`corepool_nats.client` calls it for every reply.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -50,7 +49,7 @@ class StoredMessage(msgspec.Struct, frozen=True):
 
     subject: str
     seq: int
-    time: datetime.datetime
+    time: str
     hdrs: bytes = b""
     data: bytes = b""
 

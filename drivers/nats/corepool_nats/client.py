@@ -31,6 +31,7 @@ import attrs
 from corepool.driver import SystemClock
 from corepool.errors import BackendUnavailable, OutcomeUnknown
 from corepool_nats import api
+from corepool_nats.api import ApiError
 from corepool_nats.connections import Connections
 from corepool_nats.link import Call, Denied, LinkError, Message, NoResponders, NotSent, ReplyLost
 from corepool_nats.url import Settings
@@ -132,7 +133,7 @@ class Client:
                 await self.pause(deadline)
                 continue
             answer = api.decode(reply.data, kind)
-            refusal: api.ApiError | None = getattr(answer, "error", None)
+            refusal: ApiError | None = getattr(answer, "error", None)
             if refusal is not None and api.is_passing(refusal):
                 told = refusal.description
                 await self.pause(deadline)
@@ -272,7 +273,7 @@ class Client:
             if once:
                 raise BackendUnavailable(f"not stored: {told}")
 
-    async def _refusal(self, error: api.ApiError, target: Target, deadline: float) -> None:
+    async def _refusal(self, error: ApiError, target: Target, deadline: float) -> None:
         """Return, after a pause, if it passes by itself.
 
         Raises:

@@ -32,11 +32,12 @@ from corepool.driver import (
     OpResult,
     Refusal,
     SetKey,
+    When,
     check_key,
     check_name,
     check_value,
 )
-from corepool.errors import BackendUnavailable, InvalidOptionError, OutcomeUnknown
+from corepool.errors import BackendUnavailable, InvalidOptionError, OutcomeUnknown, PayloadTooLarge
 from corepool_nats.names import MapSubjects
 from corepool_nats.sink import acknowledge
 from corepool_nats.streams import check_event
@@ -56,7 +57,7 @@ def check_ops(space: NatsNamespace, ops: Sequence[Op], most: int) -> None:
         InvalidKeyError, InvalidOptionError, PayloadTooLarge
     """
     if len(ops) > most:
-        raise InvalidOptionError(f"a commit of {len(ops)} operations; at most {most} fit into one")
+        raise PayloadTooLarge(f"a commit of {len(ops)} operations; at most {most} fit into one: make two of it")
     for at, op in enumerate(ops):
         match op:
             case SetKey() | DeleteKey() | GetKey():
@@ -112,6 +113,8 @@ class _Run:
         while stopped is None and (at := len(self._results)) < len(self._ops):
             op = self._ops[at]
             match op:
+                case DeleteKey(when=When(revision=None)) if together:
+                    await self._delete(at)
                 case SetKey() | DeleteKey():
                     end = self._group(at) if together else at + 1
                     await self._write(at, end)
@@ -158,15 +161,18 @@ class _Run:
     # --- writes ------------------------------------------------------------------------------------------------------
 
     def _group(self, at: int) -> int:
-        """The end of the unconditional writes from here on, and of the conditional one after them."""
+        """The end of the unconditional writes from here on, and of the conditional one after them, if that need not read
+        before it writes: a read would overtake the writes before it."""
         end = at
         while end < len(self._ops):
             op = self._ops[end]
-            if not isinstance(op, SetKey | DeleteKey):
+            if not isinstance(op, SetKey | DeleteKey) or (isinstance(op, DeleteKey) and op.when.revision is None):
                 break
-            end += 1
             if op.when.revision is not None:
-                break
+                subject = self._space.space.map(op.map).key(op.key)
+                sends = self._space.writes.sends_first(subject, isinstance(op, DeleteKey), op.when)
+                return end + 1 if sends or end == at else end
+            end += 1
         return end
 
     async def _write(self, at: int, end: int) -> None:
@@ -179,6 +185,41 @@ class _Run:
             value = op.value if isinstance(op, SetKey) else None
             commit = await self._space.writes.write(subjects, op.key, value, op.when, self._deadline)
             self._took(commit)
+
+    async def _delete(self, at: int) -> None:
+        """Remove neighbouring keys unconditionally: read what is there, at once for all, then remove what is there, in order."""
+        ops: list[DeleteKey] = []
+        places: dict[str, MapSubjects] = {}
+        for op in self._ops[at:]:
+            if not (isinstance(op, DeleteKey) and op.when.revision is None):
+                break
+            subjects = self._space.space.map(op.map)
+            if subjects.key(op.key) in places:
+                break
+            places[subjects.key(op.key)] = subjects
+            ops.append(op)
+        known = await self._space.writes.look_at(places, self._deadline)
+        tasks = [
+            asyncio.create_task(
+                self._space.writes.remove(subjects, op.key, *known[subject], self._deadline),
+                name="corepool-nats-remove",
+            )
+            for op, (subject, subjects) in zip(ops, places.items(), strict=True)
+        ]
+        try:
+            await asyncio.wait(tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        failed: BaseException | None = None
+        for task in tasks:
+            error = task.exception()
+            self.applied = self.applied or error is None or not isinstance(error, BackendUnavailable)
+            failed = failed or error
+        if failed is not None:
+            raise failed
+        self._results += [task.result() for task in tasks]
 
     def _took(self, commit: Commit) -> None:
         self._results.append(commit)
@@ -193,7 +234,7 @@ class _Run:
                 if op.when.revision is None:
                     sent = asyncio.Event()
                     task = asyncio.create_task(
-                        self._space.writes.send(subjects.key(op.key), value, self._deadline, sent)
+                        self._space.writes.send(subjects.key(op.key), value or b"", self._deadline, sent)
                     )
                     tasks.append(task)
                     await _sent_or_done(sent, task)
@@ -236,8 +277,6 @@ class _Run:
             self._took(Commit(True, result, None))
             subjects: MapSubjects = self._space.space.map(op.map)
             subject = subjects.key(op.key)
-            if isinstance(op, DeleteKey):
-                self._space.janitor.deleted(subjects, subject, result)
             self._looking[at + index] = asyncio.create_task(
                 self._space.writes.followed(subjects, op.key, subject, result, self._deadline)
             )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
@@ -48,7 +49,9 @@ class Feed:
         self._stop: Callable[[], Coroutine[Any, Any, None]] | None = None
         self._seen = 0
         self._heard = 0.0
-        self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._recorded = 0.0
+        self._lost = asyncio.Event()
+        self._reason = ""
         self._created = False
 
     async def open(self, filters: Sequence[str], start: Mapping[str, object]) -> None:
@@ -89,35 +92,38 @@ class Feed:
             raise FeedLost(f"no consumer on {self._asset}: {info.error.description}")
         self._created = True
 
-    async def wait(self, event: asyncio.Event | None = None) -> None:
+    async def wait(self, event: asyncio.Event | None = None, *, stall: float = math.inf) -> None:
         """Wait until the event is set; without one, until the feed is lost.
+
+        stall: for how many seconds no record may come.
 
         Raises:
             FeedLost
         """
         loop = asyncio.get_running_loop()
-        ended = asyncio.ensure_future(self._link.ended.wait())
-        wanted = asyncio.ensure_future(event.wait()) if event is not None else None
-        limit = 2.5 * self._heartbeat
+        limit, began = 2.5 * self._heartbeat, loop.time()
+        waits = [
+            asyncio.ensure_future(each.wait()) for each in (self._lost, self._link.ended, event) if each is not None
+        ]
         try:
             while True:
-                await asyncio.wait(
-                    [self._lost, ended, *([wanted] if wanted is not None else [])],
-                    timeout=max(0.01, limit - (loop.time() - self._heard)),
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if self._lost.done():
-                    raise FeedLost(self._lost.result())
-                if ended.done():
+                if self._lost.is_set():
+                    raise FeedLost(self._reason)
+                if self._link.ended.is_set():
                     raise FeedLost(f"the connection ended: {self._link.reason}")
-                if wanted is not None and wanted.done():
+                if event is not None and event.is_set():
                     return
-                if loop.time() - self._heard >= limit:
+                left = limit - (loop.time() - self._heard)
+                if left <= 0:
                     raise FeedLost(f"nothing was heard for {limit:g} s")
+                moving = stall - (loop.time() - max(self._recorded, began))
+                if moving <= 0:
+                    raise FeedLost(f"the consumer stands still for {stall:g} s")
+                left = min(left, moving)
+                await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            ended.cancel()
-            if wanted is not None:
-                wanted.cancel()
+            for each in waits:
+                each.cancel()
 
     async def close(self) -> None:
         """Stop listening and let the server forget the consumer. Never raises for a lost link."""
@@ -132,12 +138,13 @@ class Feed:
                 log.debug("the server will forget consumer %s by itself: %s", self._name, error)
 
     def _end(self, reason: str) -> None:
-        if not self._lost.done():
-            self._lost.set_result(reason)
+        if not self._lost.is_set():
+            self._reason = reason
+            self._lost.set()
 
     async def _take(self, message: Message) -> None:
         self._heard = asyncio.get_running_loop().time()
-        if self._lost.done():
+        if self._lost.is_set():
             return
         if message.status:
             await self._control(message)
@@ -148,6 +155,7 @@ class Feed:
                 self._end(f"delivery {record.consumer_sequence} came after {self._seen}")
                 return
             self._seen = record.consumer_sequence
+            self._recorded = self._heard
             self._handler(record)
         except FeedLost as error:
             self._end(str(error))

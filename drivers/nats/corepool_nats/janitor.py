@@ -25,6 +25,7 @@ import msgspec
 from corepool.errors import CorepoolError
 from corepool_nats import api
 from corepool_nats.assets import Assets
+from corepool_nats.mapfeed import MapFeed
 from corepool_nats.names import MapSubjects
 from corepool_nats.records import Reads
 
@@ -33,6 +34,7 @@ __all__ = ["Janitor"]
 log = logging.getLogger("corepool.nats")
 
 _MOST = 100_000
+_CLEARED_GRACE = 60.0
 
 
 @attrs.frozen(slots=True)
@@ -59,11 +61,19 @@ class Janitor:
         """This process wrote a tombstone."""
         self._add(_Grave(subjects, subject, sequence, time.monotonic() + self._grace, whole=False))
 
-    def found(self, subjects: MapSubjects, subject: str, sequence: int) -> None:
-        """A tombstone somebody wrote. Whoever did sweeps it sooner, if it still lives."""
-        if subject not in self._graves:
-            late = self._grace * (1.5 + self._client.random.random())
-            self._add(_Grave(subjects, subject, sequence, time.monotonic() + late, whole=False))
+    def cleared(self, subjects: MapSubjects, marker: int) -> None:
+        """This process stored a marker: what is below it can go, once no write under way may ask for it any more."""
+        due = time.monotonic() + min(self._grace, _CLEARED_GRACE)
+        self._add(_Grave(subjects, subjects.every_key, marker - 1, due, whole=False))
+
+    def met(self, subjects: MapSubjects, feed: MapFeed) -> None:
+        """Traces that a snapshot met. Whoever left them sweeps them sooner, if it still lives."""
+        late = time.monotonic() + self._grace * (1.5 + self._client.random.random())
+        for subject, sequence in feed.graves.items():
+            if subject not in self._graves:
+                self._add(_Grave(subjects, subject, sequence, late, whole=False))
+        if feed.cleared and subjects.every_key not in self._graves:
+            self._add(_Grave(subjects, subjects.every_key, feed.cleared - 1, late, whole=False))
 
     def destroyed(self, subjects: MapSubjects, sequence: int) -> None:
         """This process destroyed a map with the marker of this sequence."""

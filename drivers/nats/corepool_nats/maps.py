@@ -3,7 +3,8 @@
 Purpose: `corepool.driver.MapStore` on one JetStream stream for all maps of a namespace. The stream's sequence is the revision:
 one total order over every map of the namespace, given by the server.
 Invariants: M1 by that order; M2 by expected sequences (:mod:`corepool_nats.writes`); a clear is one message, the reset marker:
-everything below it is gone for every reader from the moment it is stored, and the purge that follows only frees space.
+everything below it is gone for every reader from the moment it is stored. The purge that frees the space comes later, so that
+writes which were under way can still read what they replaced.
 Neighbours: made by the namespace, which owns cache and janitor; `apply` is the batch of :mod:`corepool_nats.commit`.
 """
 
@@ -100,19 +101,23 @@ class NatsMap:
     async def scan(self, prefix: str = "") -> AsyncIterator[Entry]:
         """All of the map as of one moment, filtered here: JetStream knows no prefixes within a token."""
         self._checked()
-        for entry in await self._snapshot():
+        entries, _ = await self._snapshot()
+        for entry in entries:
             if entry.key.startswith(prefix):
                 yield entry
 
-    async def _snapshot(self) -> tuple[Entry, ...]:
+    async def _snapshot(self) -> tuple[tuple[Entry, ...], int]:
+        """All of the map as of one moment, and its revision then."""
         deadline = self._client.deadline()
+        attempt = 0
         while True:
             link = await self._client.link(deadline)
             await self._space.assets.get(self._target, deadline)
             feed = MapFeed(self._space.assets, link, self.subjects, self._space.cache)
             try:
-                await feed.open()
+                await feed.open(attempt)
             except FeedLost as error:
+                attempt += 1
                 if self._client.expired(deadline):
                     raise BackendUnavailable(f"the map {self._name!r} cannot be read: {error}") from None
                 await self._client.pause(deadline)
@@ -120,9 +125,8 @@ class NatsMap:
                 continue
             finally:
                 await feed.close()
-            for subject, (sequence, _) in feed.graves.items():
-                self._space.janitor.found(self.subjects, subject, sequence)
-            return feed.snapshot()
+            self._space.janitor.met(self.subjects, feed)
+            return feed.snapshot(), feed.revision
 
     def watch(self) -> Watch:
         self._checked()
@@ -166,8 +170,8 @@ class NatsMap:
             return await self._clear_if_empty(deadline)
         else:
             commit = await self._mark_at(when.revision, deadline)
-        if commit.applied:
-            await self._purge(self.subjects.every_key, commit.revision, deadline)
+        if commit.applied and commit.revision:
+            self._space.janitor.cleared(self.subjects, commit.revision)
         return commit
 
     async def destroy(self) -> None:
@@ -226,9 +230,8 @@ class NatsMap:
 
     async def _clear_if_empty(self, deadline: float) -> Commit:
         """Clear(ABSENT): an empty map is left as it is."""
-        entries = await self._snapshot()
-        newest = await self._newest(deadline)
-        return Commit(not entries, newest, None)
+        entries, revision = await self._snapshot()
+        return Commit(not entries, revision, None)
 
     async def _newest(self, deadline: float) -> int:
         """The map's own revision: of its newest message that counts."""

@@ -7,8 +7,8 @@ Purpose: one reversible encoding, and the one place that knows the layout of sub
     cp.<ns>.mf                  fences of all maps        cp.<ns>.sf              fences of all streams
 
 Invariants: `decode` inverts `encode` for every text; two texts never share a subject; an encoded text is one token (no
-dot, wildcard, space or control character). With names up to 128 and keys up to 512 bytes the longest subject takes some
-2,350 bytes, well under the 4,096 at which a server closes the connection for good.
+dot, wildcard, space or control character). With names up to 200 and keys up to 512 bytes the longest subject takes some
+2,750 bytes, well under the 4,096 at which a server closes the connection for good.
 Neighbours: pure functions, used by everything here that names a subject.
 """
 

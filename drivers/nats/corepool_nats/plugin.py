@@ -20,7 +20,7 @@ CAPABILITIES = Capabilities(
     multi_process=True,
     strict_receipts=False,
     max_key_bytes=512,
-    max_name_bytes=128,
+    max_name_bytes=200,
     max_value_bytes=(1 << 20) - HEADER_ROOM,
     max_commit_ops=256,
 )

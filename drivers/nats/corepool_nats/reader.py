@@ -37,8 +37,7 @@ _BATCH = 128
 
 def start_of(since: float) -> dict[str, object]:
     """A consumer's start at a time."""
-    # JetStream takes the first message at or after the time, to the nanosecond; ours are floats: a microsecond earlier is safe.
-    moment = datetime.datetime.fromtimestamp(max(since - 1e-6, 0.0), datetime.UTC)
+    moment = datetime.datetime.fromtimestamp(max(since, 0.0), datetime.UTC)
     return {"deliver_policy": "by_start_time", "opt_start_time": moment.isoformat().replace("+00:00", "Z")}
 
 

@@ -18,7 +18,7 @@ from corepool_nats.names import Space, StreamSubjects, decode, encode
 __all__ = ["Receipt", "make_receipt", "read_receipt"]
 
 _RECEIPT = re.compile(
-    r"1\|(?P<stream>[A-Za-z0-9_/=-]{1,400})\|(?P<sink>[A-Za-z0-9_/=-]{1,400})\|(?P<life>[0-9a-f]{1,64})"
+    r"1\|(?P<stream>[A-Za-z0-9_/=-]{1,600})\|(?P<sink>[A-Za-z0-9_/=-]{1,600})\|(?P<life>[0-9a-f]{1,64})"
     r"\|(?P<ack>\$JS\.ACK\.[A-Za-z0-9_=.-]{1,400})"
 )
 

@@ -40,10 +40,15 @@ class Record:
     attempt: int = 0
 
 
+def _seconds(text: str) -> float:
+    """The server's time, to the microsecond: whichever way a message comes, its time is the same."""
+    return datetime.datetime.fromisoformat(text).timestamp()
+
+
 def from_store(message: api.StoredMessage) -> Record:
     """A message read from the leader."""
     headers = api.headers_of(message.hdrs) if message.hdrs else {}
-    return Record(message.subject, message.seq, message.data, headers, message.time.timestamp())
+    return Record(message.subject, message.seq, message.data, headers, _seconds(message.time))
 
 
 def from_direct(message: Message) -> Record:
@@ -54,7 +59,7 @@ def from_direct(message: Message) -> Record:
     """
     try:
         headers = message.headers
-        time = datetime.datetime.fromisoformat(headers["Nats-Time-Stamp"]).timestamp()
+        time = _seconds(headers["Nats-Time-Stamp"])
         return Record(headers["Nats-Subject"], int(headers["Nats-Sequence"]), message.data, headers, time)
     except (KeyError, ValueError) as error:
         raise WireError(f"a direct read was answered without subject, sequence or time: {error}") from None
@@ -82,7 +87,7 @@ def from_push(message: Message) -> Record:
         sequence,
         message.data,
         message.headers,
-        nanoseconds / 1e9,
+        nanoseconds // 1000 / 1e6,
         consumer_sequence,
         pending,
         attempt,

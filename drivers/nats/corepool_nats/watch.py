@@ -56,6 +56,7 @@ class NatsWatch:
         self._revision = 0
         self._generation = 0
         self._created: str | None = None
+        self._failures = 0
         self._closed = False
         self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name="corepool-nats-watch")
@@ -117,6 +118,7 @@ class NatsWatch:
                     link = await self._client.link(self._client.deadline())
                     await self._session(link)
                 except FeedLost as error:
+                    self._failures += 1
                     log.info("the watch of %s begins again: %s", self._subjects.base, error)
                 except BackendUnavailable as error:
                     if self._client.closed.is_set():
@@ -142,7 +144,8 @@ class NatsWatch:
         asset = await self._assets.refresh(self._assets.maps, self._client.deadline())
         feed = MapFeed(self._assets, link, self._subjects, self._cache, self._changed)
         try:
-            await feed.open()
+            await feed.open(self._failures)
+            self._failures = 0
             if self._created is not None and await self._went_back(asset.created):
                 self._generation += 1
                 self._yielded = -1
@@ -153,8 +156,7 @@ class NatsWatch:
             self._bytes = 0
             self._feed, self._due = feed, True
             self._wake.set()
-            for subject, (sequence, _) in feed.graves.items():
-                self._janitor.found(self._subjects, subject, sequence)
+            self._janitor.met(self._subjects, feed)
             await feed.wait()
         finally:
             await feed.close()

@@ -94,6 +94,13 @@ class Writes:
             commit = await self._absent(m, key, subject, value, deadline, once)
         return commit
 
+    def sends_first(self, subject: str, delete: bool, when: When) -> bool:
+        """Whether a conditional `write` begins with sending, rather than with a read."""
+        if when.revision == 0:
+            return not delete
+        held = self._cache.get(subject)
+        return held is not None and held.sequence == when.revision and held.value is not None
+
     async def look(self, m: MapSubjects, subject: str, deadline: float) -> tuple[Held | None, int]:
         """The newest message of a key, and of the map's markers."""
         found = await self._reads.newest(self._target, (subject, m.marker), deadline)
@@ -105,6 +112,21 @@ class Writes:
         else:
             self._cache.put(subject, held.settled(marker))
         return held, marker
+
+    async def look_at(self, places: Mapping[str, MapSubjects], deadline: float) -> dict[str, tuple[Held | None, int]]:
+        """`look` at several keys, in one round trip. ``places``: their maps, by the keys' subjects."""
+        wanted = [*places, *(m.marker for m in places.values())]
+        found = await self._reads.newest(self._target, wanted, deadline)
+        seen: dict[str, tuple[Held | None, int]] = {}
+        for subject, m in places.items():
+            marker = found[m.marker].sequence if m.marker in found else 0
+            held = held_of(found[subject]) if subject in found else None
+            if held is None:
+                self._cache.drop(subject)
+            else:
+                self._cache.put(subject, held.settled(marker))
+            seen[subject] = held, marker
+        return seen
 
     # --- the three conditions ----------------------------------------------------------------------------------------
 
@@ -168,6 +190,27 @@ class Writes:
                 known, marker = first
             else:
                 known, marker = await self.look(m, subject, deadline)
+        return await self._replace(m, key, subject, value, known, marker, deadline)
+
+    async def remove(self, m: MapSubjects, key: str, known: Held | None, marker: int, deadline: float) -> Commit:
+        """Remove a key of which this was just read, unconditionally.
+
+        Raises:
+            BackendUnavailable, OutcomeUnknown
+        """
+        return await self._replace(m, key, m.key(key), None, known, marker, deadline)
+
+    async def _replace(
+        self,
+        m: MapSubjects,
+        key: str,
+        subject: str,
+        value: bytes | None,
+        known: Held | None,
+        marker: int,
+        deadline: float,
+    ) -> Commit:
+        """Compare-and-set from what is known until it holds; after some tries, without comparing."""
         one = (await self._assets.get(self._target, deadline)).replicas == 1
         tries = 0
         while True:
@@ -175,7 +218,7 @@ class Writes:
             if value is None and entry is None:
                 return Commit(True, _seen_at(None, known, marker), None)
             tries += 1
-            if one and tries > _TRIES_BEFORE_BLIND:
+            if one and value is not None and tries > _TRIES_BEFORE_BLIND:
                 return await self._blind(m, key, subject, value, deadline)
             base = known.sequence if known is not None else 0
             try:
@@ -222,11 +265,10 @@ class Writes:
         self._cache.put(subject, Held(stored.sequence, value))
         return stored.sequence
 
-    async def _blind(self, m: MapSubjects, key: str, subject: str, value: bytes | None, deadline: float) -> Commit:
-        """Write whatever stands there, then read what that was. One replica only."""
+    async def _blind(self, m: MapSubjects, key: str, subject: str, value: bytes, deadline: float) -> Commit:
+        """Write whatever stands there, then read what that was. One replica only. Never to remove: removing what is absent
+        must write nothing."""
         stored = await self._store(subject, value, None, None, deadline)
-        if value is None:
-            self._janitor.deleted(m, subject, stored.sequence)
         return await self.followed(m, key, subject, stored.sequence, deadline)
 
     async def followed(self, m: MapSubjects, key: str, subject: str, sequence: int, deadline: float) -> Commit:
