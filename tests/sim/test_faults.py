@@ -396,6 +396,26 @@ def test_a_store_that_lost_writes_says_so() -> None:
     run(scenario)
 
 
+def test_feeds_of_a_connection_that_the_server_broke_are_told() -> None:
+    async def scenario(world: World) -> None:
+        store = world.backend(world.add_node("a")).namespace("n").map("m")
+        seen: list[int] = []
+
+        async def follow() -> None:
+            async for event in store.watch():
+                seen.append(event.revision)  # noqa: PERF401  an endless feed is no list
+
+        world.spawn(world.node("a"), follow())
+        for _ in range(10):
+            with pytest.raises(OutcomeUnknown):
+                await store.set("k", b"")
+            written = world.server.maps("n").set("m", "k", b"past the network").revision
+            await world.eventually(lambda written=written: seen and seen[-1] >= written, within=5.0)
+
+    for seed in range(5):
+        run(scenario, seed=seed, faults=Faults(reset=1.0, swarm=False))
+
+
 def test_a_cancelled_call_leaves_the_connection_usable() -> None:
     async def scenario(world: World) -> None:
         store = world.backend(world.add_node("a")).namespace("n").map("m")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import AsyncGenerator
 
 import pytest
 
@@ -76,6 +77,48 @@ def test_a_run_is_the_same_in_every_process() -> None:
     outputs = {_output(hash_seed) for hash_seed in ("0", "1", "4242", "random")}
     assert len(outputs) == 1
     assert len(set(outputs.pop().splitlines())) == 3  # and different seeds are different runs
+
+
+async def _abandoned_generators(world: World) -> None:
+    """Generators in cycles, whose finally blocks run when the garbage collector finds them."""
+
+    async def numbers(box: list[object]) -> AsyncGenerator[int]:
+        try:
+            while True:
+                yield len(box)
+        finally:
+            await asyncio.sleep(0)
+            world.tell("finalized")
+
+    for _ in range(300):
+        box: list[object] = []
+        generator = numbers(box)
+        box.append(generator)
+        assert await anext(generator) == 1
+        del box, generator
+        await asyncio.sleep(0.01)
+        world.tell("turn")
+
+
+def _digests_in_a_changing_process() -> set[str]:
+    digests: set[str] = set()
+    litter: list[list[int]] = []
+    for round_ in range(4):
+        litter += [[number] for number in range(137 * round_)]
+        digests.add(simulate(_abandoned_generators).check().digest)
+    return digests
+
+
+def test_garbage_collection_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    threshold = gc.get_threshold()
+    gc.set_threshold(50)
+    try:
+        assert len(_digests_in_a_changing_process()) == 1
+        with monkeypatch.context() as patch:
+            patch.setattr(gc, "disable", lambda: None)
+            assert len(_digests_in_a_changing_process()) > 1  # else the line above proves nothing
+    finally:
+        gc.set_threshold(*threshold)
 
 
 # --- a planted bug ---------------------------------------------------------------------------------------------------
@@ -273,7 +316,7 @@ def test_interrupts_are_not_verdicts() -> None:
         simulate(scenario)
 
 
-def test_teardown_closes_what_a_run_left_without_a_sound(tmp_path: Path) -> None:
+def test_teardown_closes_what_a_run_left_without_a_sound() -> None:
     closed: list[str] = []
 
     async def stubborn() -> None:

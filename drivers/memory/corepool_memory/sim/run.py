@@ -106,7 +106,8 @@ class Result:
         if not self.reproducible:
             lines.append(
                 "NOT REPRODUCIBLE: the same decisions led to another run. Something in the code under test does not come from "
-                "the seed: the time or random module, uuid, id(), or the order of a set of strings. Fix that first."
+                "the seed: the time or random module, uuid, id(), the order of a set of strings, or asyncio.as_completed over "
+                "coroutines (give it tasks). Fix that first."
             )
         lines.append("")
         lines.append(f"what happened (virtual seconds, machine, event; faults: {self.plan}):")
