@@ -351,8 +351,9 @@ async def test_settle_without_anything_unknown_is_one_round_trip(connect: Connec
     assert (await space.map("m").set("k", b"w")).applied
 
 
-def test_a_command_is_encoded_by_length() -> None:
-    assert encode(("SET", b"\r\n", 7, "é")) == b"*4\r\n$3\r\nSET\r\n$2\r\n\r\n\r\n$1\r\n7\r\n$2\r\n\xc3\xa9\r\n"
+@pytest.mark.parametrize("how", [encode, resp.python_encode])
+def test_a_command_is_encoded_by_length(how: Callable[..., bytes]) -> None:
+    assert how(("SET", b"\r\n", 7, "é")) == b"*4\r\n$3\r\nSET\r\n$2\r\n\r\n\r\n$1\r\n7\r\n$2\r\n\xc3\xa9\r\n"
 
 
 def test_the_driver_runs_on_uvloop(server: Server) -> None:
@@ -369,3 +370,17 @@ def test_the_driver_runs_on_uvloop(server: Server) -> None:
         await backend.aclose()
 
     uvloop.run(asyncio.wait_for(scenario(), 10))
+
+
+async def test_the_driver_runs_without_hiredis(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corepool_redis.connection.new_reader", PythonReader)
+    monkeypatch.setattr("corepool_redis.resp._pack", resp.python_encode)
+    space = (await connect()).namespace(fresh())
+    items = space.map("m")
+    watch = items.watch()
+    await anext(watch)
+    commits = await asyncio.gather(*(items.set(f"k{n}", b"\r\n" * n) for n in range(100)))
+    for _ in range(100):
+        event = await asyncio.wait_for(anext(watch), 5)
+    assert event.revision == max(commit.revision for commit in commits)
+    assert len([entry async for entry in items.scan()]) == 100

@@ -28,7 +28,7 @@ from corepool.errors import BackendUnavailable, WireError
 from corepool_conformance.proxy import TcpProxy
 from corepool_redis import watch as watch_module
 from corepool_redis.backend import RedisNamespace
-from corepool_redis.keys import MapKeys, scope_of
+from corepool_redis.keys import MapKeys, StreamKeys, scope_of
 from corepool_redis.watch import RedisWatch
 from tests.redis.conftest import Connect, fresh
 from tests.servers.valkey import Server, command
@@ -337,3 +337,13 @@ async def test_a_head_of_another_program_changes_nothing(server: Server, space: 
         with pytest.raises(WireError):
             await call
     assert command(server.port, "HLEN", keys_of(space).data) == 1
+
+
+async def test_a_stream_of_another_type_stops_the_whole_commit(server: Server, space: RedisNamespace) -> None:
+    await space.stream("s").create()
+    events = StreamKeys.of(scope_of(space.name), "s").events
+    command(server.port, "DEL", events)
+    command(server.port, "SET", events, "foreign")
+    with pytest.raises(WireError):
+        await space.commit([SetKey("m", "k", b"v"), Append("s", NewEvent("e", b""))])
+    assert await space.map("m").get("k") is None

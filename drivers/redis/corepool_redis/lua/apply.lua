@@ -107,7 +107,6 @@ local function open_stream()
     local found = redis.call('HMGET', KEYS[place + 1], 'k', 'm', 'x', 'n')
     stream = {events = KEYS[place], config = KEYS[place + 1], kind = found[1], most = tonumber(found[2] or ''),
       sealed = found[3], sinks = tonumber(found[4] or '0'), acked = {}}
-    stream.length = redis.call('XLEN', stream.events)
     streams[place] = stream
   end
   return stream
@@ -244,11 +243,11 @@ function decide.a(index)
     problem = '!missing'
   elseif stream.sealed then
     problem = '!sealed'
-  elseif stream.kind == 'work' and stream.most and stream.length >= stream.most then
-    problem = '!full'
+  elseif stream.kind == 'work' and stream.most then
+    stream.length = (stream.length or redis.call('XLEN', stream.events)) + 1
+    if stream.length > stream.most then problem = '!full' end
   end
   if problem then return problem, optional == '0' end
-  stream.length = stream.length + 1
   local fields = {'n', name, 'p', payload}
   if topic ~= '' then
     fields[5], fields[6] = 't', topic
@@ -282,6 +281,20 @@ while at <= #ARGV do
   index = index + 1
 end
 
+-- Appends come first: should another program have put something else where a stream belongs, nothing is written yet.
+for _, append in ipairs(appends) do
+  local stream = append[2]
+  if stream.create then
+    make_stream(stream.events, stream.config, 'work', '')
+    stream.create = false
+  end
+  if stream.kind == 'log' and stream.most then
+    results[append[1] + 1] = redis.call('XADD', stream.events, 'MAXLEN', stream.most, '*', unpack(append[3]))
+  else
+    results[append[1] + 1] = redis.call('XADD', stream.events, '*', unpack(append[3]))
+  end
+end
+
 for _, map in ipairs(opened) do
   if #map.entries > 0 then
     local last = map.entries[#map.entries][1]
@@ -304,19 +317,6 @@ for _, map in ipairs(opened) do
         redis.call('XADD', map.log, 'NOMKSTREAM', 'MAXLEN', '~', keep, entry[1], entry[2], entry[3])
       end
     end
-  end
-end
-
-for _, append in ipairs(appends) do
-  local stream = append[2]
-  if stream.create then
-    make_stream(stream.events, stream.config, 'work', '')
-    stream.create = false
-  end
-  if stream.kind == 'log' and stream.most then
-    results[append[1] + 1] = redis.call('XADD', stream.events, 'MAXLEN', stream.most, '*', unpack(append[3]))
-  else
-    results[append[1] + 1] = redis.call('XADD', stream.events, '*', unpack(append[3]))
   end
 end
 
