@@ -26,11 +26,13 @@ class Harness:
 
     ack_wait: the ack_wait in seconds the kit gives its sinks; as short as your backend does it well.
     patience: a factor on every deadline of the kit, for slow machines.
+    label: what to call the backend in reports, with its version: ``Valkey 9.1``; None: the name of the suite's class.
     url: a URL under which another *process* reaches the same store, or None if there is none.
     """
 
     ack_wait: float = 1.0
     patience: float = 1.0
+    label: str | None = None
     url: str | None = None
 
     async def connect(self) -> Backend:

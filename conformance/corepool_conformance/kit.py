@@ -45,7 +45,7 @@ class ContractTest:
     promises: what is broken if it fails.
     capability: the capability whose two sides it checks, or None for a core test.
     needs: the harness hooks without which it is not tested.
-    multi_process: it starts other processes, and needs a URL and the capability for that.
+    multi_process: it starts other processes, and needs a URL and the capability for that (it then is ``capability``).
     """
 
     id: str
@@ -228,7 +228,7 @@ def promise(
         about = ContractTest(
             id=f"{module}::{test.__name__}",
             promises=names,
-            capability=capability,
+            capability="multi_process" if multi_process else capability,
             needs=needs,
             multi_process=multi_process,
             deadline=deadline,

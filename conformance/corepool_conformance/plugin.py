@@ -35,6 +35,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--corepool-seed", metavar="N", type=int, help="the seed of all random choices (default: a new one)"
     )
+    group.addoption(
+        "--corepool-label", metavar="NAME", help="what to call the backend in reports (default: the scheme)"
+    )
     group.addoption("--corepool-report", metavar="FILE", help="write the result as JSON")
     group.addoption(
         "--corepool-known-failures",

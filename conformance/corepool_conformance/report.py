@@ -51,6 +51,7 @@ def summary(target: Target, kit: Collection[str]) -> dict[str, Any]:
     """One backend's result as plain data."""
     return {
         "name": target.name,
+        "label": target.label,
         "url": target.shown,
         "complete": is_complete(target, kit),
         "levels": levels(target, kit),
@@ -81,7 +82,10 @@ def table(target: Target, kit: Collection[str]) -> list[str]:
     for result in target.results.values():
         for name in result.promises:
             outcomes.setdefault(name, Counter())[result.outcome] += 1
-    lines = [target.shown, f"  {'promise':<10}{'passed':>8}{'failed':>8}{'known':>8}{'not tested':>12}"]
+    lines = [
+        f"{target.label}  ({target.shown})",
+        f"  {'promise':<10}{'passed':>8}{'failed':>8}{'known':>8}{'not tested':>12}",
+    ]
     for name, count in sorted(outcomes.items()):
         lines.append(f"  {name:<10}{count[PASSED]:>8}{count[FAILED]:>8}{count[KNOWN]:>8}{count[NOT_TESTED]:>12}")
     for name, result in sorted(target.results.items()):

@@ -24,13 +24,14 @@ class Result:
     """One test on one backend.
 
     target: the backend: "" for the one of ``--corepool-url``, else the name of the suite's class.
-    shown: the backend for people, without credentials.
+    label: what to call the backend in a table. shown: its URL without credentials, or where its harness is.
     test, promises, capability: see `corepool_conformance.kit.ContractTest`.
     outcome: PASSED, FAILED, KNOWN or NOT_TESTED; ``text`` says why.
     capabilities: what the backend declares; None if it was never reached.
     """
 
     target: str
+    label: str
     shown: str
     test: str
     promises: tuple[str, ...]
@@ -56,6 +57,7 @@ class Target:
     """All results of one backend."""
 
     name: str
+    label: str
     shown: str
     capabilities: dict[str, Any] | None = None
     results: dict[str, Result] = attrs.field(factory=dict[str, Result])

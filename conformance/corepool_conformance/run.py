@@ -70,6 +70,7 @@ class _Backend:
     """A harness, and what was learnt when it was first reached."""
 
     name: str
+    label: str
     shown: str
     harness: Harness
     capabilities: Capabilities | None = None
@@ -125,6 +126,7 @@ class Run:
     known: dict[str, KnownFailure]
     ack_wait: float | None
     patience: float
+    label: str | None
     targets: dict[str, Target] = attrs.field(factory=dict[str, Target])
     _backends: dict[object, _Backend] = attrs.field(factory=dict[object, _Backend])
 
@@ -150,6 +152,7 @@ class Run:
             known=known,
             ack_wait=cast("float | None", config.getoption("--corepool-ack-wait")),
             patience=cast("float", config.getoption("--corepool-patience")),
+            label=cast("str | None", config.getoption("--corepool-label")),
         )
 
     @property
@@ -196,12 +199,15 @@ class Run:
             if given is None:
                 if self.url is None:
                     raise pytest.UsageError(f"{cls.__name__} has no harness, and there is no --corepool-url")
-                self._backends[key] = _Backend("", redact(self.url), UrlHarness(self.url, patience=self.patience))
+                harness: Harness = UrlHarness(self.url, patience=self.patience)
+                label = self.label or self.url.partition(":")[0]
+                self._backends[key] = _Backend("", label, redact(self.url), harness)
             else:
                 harness = given if isinstance(given, Harness) else given()
                 harness.patience = max(harness.patience, self.patience)
-                shown = redact(harness.url) if harness.url else f"{cls.__module__}.{cls.__qualname__}"
-                self._backends[key] = _Backend(f"{cls.__module__}.{cls.__qualname__}", shown, harness)
+                name = f"{cls.__module__}.{cls.__qualname__}"
+                label = harness.label or cls.__name__.removeprefix("Test")
+                self._backends[key] = _Backend(name, label, redact(harness.url) if harness.url else name, harness)
         return self._backends[key]
 
     def judge(self, item: pytest.Item, call: pytest.CallInfo[None], phase: pytest.TestReport) -> None:
@@ -239,6 +245,7 @@ class Run:
         backend = item.stash.get(_BACKEND, None)
         result = Result(
             target=backend.name if backend else "",
+            label=backend.label if backend else self.label or "?",
             shown=backend.shown if backend else self.shown_url,
             test=about.id,
             promises=about.promises,
@@ -274,7 +281,8 @@ class Run:
         for name, value in phase.user_properties:
             if name == RESULT:
                 result = Result.from_json(cast("dict[str, Any]", value))
-                self.targets.setdefault(result.target, Target(result.target, result.shown)).add(result)
+                target = Target(result.target, result.label, result.shown)
+                self.targets.setdefault(result.target, target).add(result)
 
     def table(self) -> list[str]:
         """The result for the terminal."""

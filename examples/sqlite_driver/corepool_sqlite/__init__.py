@@ -1,0 +1,1 @@
+"""A corepool driver on an SQLite file: several processes of one machine, nothing to install."""
