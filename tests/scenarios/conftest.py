@@ -27,7 +27,7 @@ class Simulated:
         scenario: Scenario,
         *,
         reaches: Iterable[str] = (),
-        seeds: int = 5,
+        seeds: int = 4,
         faults: Faults | None = None,
         **options: Any,
     ) -> list[Result]:

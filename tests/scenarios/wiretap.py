@@ -172,7 +172,7 @@ class HeldFeed:
 
     def __init__(self, match: Callable[[str, str], bool]) -> None:
         self.match = match
-        self.held: deque[Callable[[], None]] = deque()
+        self.held: deque[tuple[Any, Callable[[], None]]] = deque()
         self.passed = False
 
     def release(self, count: int | None = None) -> None:
@@ -181,7 +181,7 @@ class HeldFeed:
             self.passed = True
             count = len(self.held)
         for _ in range(min(count, len(self.held))):
-            self.held.popleft()()
+            self.held.popleft()[1]()
 
 
 class Wiretap:
@@ -282,7 +282,7 @@ class Wiretap:
                 told(machine, what)
             for feed in self._feeds:
                 if not feed.passed and feed.match(machine, what):
-                    feed.held.append(lambda: receive(message))
+                    feed.held.append((message, lambda: receive(message)))
                     return
             receive(message)
 
