@@ -152,7 +152,8 @@ class JobCalls:
                     return
                 if await self._looks_started(key, record):
                     return
-            await self._give_up(key, record, call, deadline)
+            with self._context.calls.open() as stopping:  # the answer to a stop must not be taken for one to the start
+                await self._give_up(key, record, call, stopping, deadline)
         except asyncio.CancelledError:
             self._context.supervisor.tidy(f"take back {key!r}", self._take_back(key, record.job_id))
             raise
@@ -183,7 +184,7 @@ class JobCalls:
             raise JobGoneError(f"{key!r} was started and has FAILED since: {stored.record.reason}")
         return stored.record.started
 
-    async def _give_up(self, key: str, record: JobRecord, call: Call, deadline: Deadline) -> None:
+    async def _give_up(self, key: str, record: JobRecord, call: Call, stopping: Call, deadline: Deadline) -> None:
         context = self._context
         while True:
             stored = await context.store.job(key)
@@ -204,11 +205,11 @@ class JobCalls:
                     )
             elif stored.record.state is JobState.STARTING:
                 asked = transitions.ask_stop(stored.record, context.wall())
-                reply = ReplyTo(context.node_id, call.number)
+                reply = ReplyTo(context.node_id, stopping.number)
                 await context.protocol.ask_stop(key, stored, asked, reply)
             else:
                 break
-        await self._await_end(key, record.job_id, call)
+        await self._await_end(key, record.job_id, stopping)
         raise JobGoneError(
             f"the start of {key!r} took longer than {deadline.seconds:g} s and was stopped; no job is left"
         )

@@ -164,11 +164,11 @@ class Session:
         """Hand its jobs over, then remove it. False: not all of it could be done in time; others will finish it."""
         context, store = self.context, self.context.store
         deadline = context.clock.monotonic() + timeout
-        worker.accepting = False
         try:
             async with asyncio.timeout(timeout):
                 await store.namespace.settle()  # nothing of the worker may be applied after it was removed
                 await context.membership.change_worker(worker.id, MemberState.LEAVING)
+                worker.accepting = False  # not before the ring here leads elsewhere, or its jobs would come back at once
                 handed_over = await worker.hand_all_over(max(0.01, deadline - context.clock.monotonic()))
                 await worker.close_inbox()
                 if handed_over:
@@ -182,6 +182,7 @@ class Session:
         except (TimeoutError, *TRANSIENT) as error:
             context.log.warning("worker %s did not leave in order (%r); others will finish it", worker.id, error)
             handed_over = False
+        worker.accepting = False
         if not handed_over:
             await worker.stop_all_handlers(max(0.01, deadline - context.clock.monotonic()))
             await worker.close_inbox()
