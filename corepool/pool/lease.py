@@ -35,7 +35,7 @@ class Lease:
 
     def __init__(self, store: PoolStore, map_name: str, holder: str, clock: Clock, fence_after: float) -> None:
         self._store = store
-        self._map = map_name
+        self.map_name = map_name
         self._clock = clock
         self._fence_after = fence_after
         self.holder = holder
@@ -73,7 +73,7 @@ class Lease:
         self._sent_at = self._clock.monotonic()
         value = encode(KeepAlive(self._nonce, self._clock.wall()))
         when = REVISION(self._revision) if self._revision else ABSENT
-        return SetKey(self._map, self.holder, value, when, optional=True)
+        return SetKey(self.map_name, self.holder, value, when, optional=True)
 
     def begin(self, commit: Commit) -> None:
         """Take in what the store said to the first one.
@@ -98,7 +98,7 @@ class Lease:
         if entry is None:
             self.dead = True
             return Renewal.LOST
-        keep_alive = self._store.decoded(entry.value, KeepAlive, self._map)
+        keep_alive = self._store.decoded(entry.value, KeepAlive, self.map_name)
         if keep_alive is None or keep_alive.dead:
             self.dead = True
             return Renewal.LOST

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
-from corepool.driver import Commit, Entry, GetKey, Op
+from corepool.driver import Commit, Entry, GetKey, Op, Set
 from corepool.pool.context import NodeContext
 from corepool.pool.lease import Lease, Renewal
 from corepool.pool.supervisor import TRANSIENT
@@ -24,7 +24,8 @@ from corepool.pool.worker import Worker
 __all__ = ["Kind", "Liveness", "Member", "Suspect", "Watcher"]
 
 NODE, WORKER = "node", "worker"
-Kind = str
+KINDS = (NODE, WORKER)
+Kind: TypeAlias = str
 
 
 class Member(NamedTuple):
@@ -136,26 +137,62 @@ class Liveness:
             return
 
     async def _poll(self) -> None:
-        context, store = self._context, self._context.store
         leases = [self._node_lease, *(worker.lease for worker in self._workers.values())]
         # A lease begins in its holder's joining alone: a renewal never makes what is not there.
         leases = [lease for lease in leases if lease.was_held and not lease.dead]
         watched = list(self._whom_to_watch())
-        maps = {NODE: store.node_keep_alive, WORKER: store.worker_keep_alive}
-        looks: list[Op] = [GetKey(maps[member.kind], member.id) for member in watched]
-        most = context.backend.capabilities.max_commit_ops
+        if self._context.store.atomic:
+            seen = await self._in_one_commit(leases, watched)
+        else:
+            seen = await self._side_by_side(leases, watched)
+        self._looked(watched, seen)
+
+    async def _in_one_commit(self, leases: list[Lease], watched: list[Member]) -> list[Entry | None]:
+        """Renew and look in one round trip (a few, if a node has very many workers)."""
+        store = self._context.store
+        most = self._context.backend.capabilities.max_commit_ops
+        looks: list[Op] = [GetKey(self._map_of(member.kind), member.id) for member in watched]
         seen: list[Entry | None] = []
-        while leases or looks:  # one commit, unless a node has very many workers
+        while leases or looks:
             part, leases = leases[:most], leases[most:]
             room = most - len(part)
             ops: list[Op] = [*(lease.renewal() for lease in part), *looks[:room]]
             looks = looks[room:]
-            results = (await context.store.namespace.commit(ops)).results
+            results = (await store.namespace.commit(ops)).results
             for lease, result in zip(part, results, strict=False):
                 assert isinstance(result, Commit)
                 self._renewed(lease, lease.answered(result))
             seen += [result if isinstance(result, Entry) else None for result in results[len(part) :]]
-        self._looked(watched, seen)
+        return seen
+
+    async def _side_by_side(self, leases: list[Lease], watched: list[Member]) -> list[Entry | None]:
+        """Where a commit takes a round trip per operation: the same as independent writes and reads, all under way at once,
+        for the time that it takes must not grow with the number of workers and of suspects."""
+        renewals = [
+            self._renew(kind, [lease for lease in leases if lease.map_name == self._map_of(kind)]) for kind in KINDS
+        ]
+        looks = [self._look(kind, [member.id for member in watched if member.kind == kind]) for kind in KINDS]
+        *_, nodes, workers = await asyncio.gather(*renewals, *looks)
+        assert nodes is not None
+        assert workers is not None
+        found = {NODE: nodes, WORKER: workers}
+        return [found[member.kind].get(member.id) for member in watched]
+
+    async def _renew(self, kind: Kind, leases: list[Lease]) -> None:
+        if leases:
+            writes = [
+                Set(renewal.key, renewal.value, renewal.when) for renewal in (lease.renewal() for lease in leases)
+            ]
+            commits = await self._context.store.map(self._map_of(kind)).apply(writes)
+            for lease, commit in zip(leases, commits, strict=True):
+                self._renewed(lease, lease.answered(commit))
+
+    async def _look(self, kind: Kind, ids: list[str]) -> dict[str, Entry]:
+        return await self._context.store.map(self._map_of(kind)).get_many(ids) if ids else {}
+
+    def _map_of(self, kind: Kind) -> str:
+        store = self._context.store
+        return store.node_keep_alive if kind == NODE else store.worker_keep_alive
 
     def _renewed(self, lease: Lease, renewal: Renewal) -> None:
         match renewal:

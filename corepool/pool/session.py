@@ -168,7 +168,9 @@ class Session:
             async with asyncio.timeout(timeout):
                 await store.namespace.settle()  # nothing of the worker may be applied after it was removed
                 await context.membership.change_worker(worker.id, MemberState.LEAVING)
-                worker.accepting = False  # not before the ring here leads elsewhere, or its jobs would come back at once
+                worker.accepting = (
+                    False  # not before the ring here leads elsewhere, or its jobs would come back at once
+                )
                 handed_over = await worker.hand_all_over(max(0.01, deadline - context.clock.monotonic()))
                 await worker.close_inbox()
                 if handed_over:
