@@ -187,29 +187,33 @@ class HeldFeed:
 class Wiretap:
     """Taps every connection that machines of this cluster make from now on. Make it before the first machine.
 
-    requests: all that passed, oldest first, if ``record`` was asked for.
+    Without a cluster: tap transports one by one, with `tapped`.
     """
 
-    def __init__(self, cluster: Cluster, *, record: bool = False) -> None:
-        self.cluster = cluster
-        self.requests: list[Request] = []
-        self.record = record
+    def __init__(self, cluster: Cluster | None = None) -> None:
         self._before: list[Hook] = []
         self._applied: list[Hook] = []
         self._after: list[Hook] = []
         self._feeds: list[HeldFeed] = []
-        self.observers: list[Callable[[Request], None]] = []
+        self.on_request: list[Callable[[Request], None]] = []
         """Told of every request when it is sent."""
-        self.deliveries: list[Callable[[str, str], None]] = []
+        self.on_delivery: list[Callable[[str, str], None]] = []
         """Told of every message that a feed pushes: machine, feed."""
-        world = cluster.world
-        make = world.backend
+        if cluster is not None:
+            self._install(cluster)
+
+    def _install(self, cluster: Cluster) -> None:
+        make = cluster.world.backend
 
         def tapped(node: SimNode, options: MemoryOptions | None = None) -> MemoryBackend:
-            inner: Transport = make(node, options)._transport  # there is no public way between the two
-            return MemoryBackend(_Tapped(inner, self, node.name), options=options or MemoryOptions())
+            inner = make(node, options)._transport  # there is no public way between the two
+            return MemoryBackend(self.tapped(inner, node.name), options=options or MemoryOptions())
 
-        world.backend = tapped  # type: ignore[method-assign]
+        cluster.world.backend = tapped  # type: ignore[method-assign]
+
+    def tapped(self, transport: Transport, machine: str) -> Transport:
+        """The transport of a machine, with the tap on it."""
+        return _Tapped(transport, self, machine)
 
     # --- hooking ------------------------------------------------------------------------------------------------------
 
@@ -250,10 +254,8 @@ class Wiretap:
         for hook in list(self._before):
             if hook.takes(sent):
                 await _done(hook.action(sent))
-        if self.record:
-            self.requests.append(sent)
-        for observer in self.observers:
-            observer(sent)
+        for told in self.on_request:
+            told(sent)
 
         def run(server: Any) -> T:
             result = request(server)
@@ -278,7 +280,7 @@ class Wiretap:
         """What a feed's messages are given to instead."""
 
         def arrive(message: Any) -> None:
-            for told in self.deliveries:
+            for told in self.on_delivery:
                 told(machine, what)
             for feed in self._feeds:
                 if not feed.passed and feed.match(machine, what):
