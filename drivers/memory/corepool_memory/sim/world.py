@@ -361,8 +361,8 @@ class World:
         for node in self.nodes.values():
             node.die([])
         self.network.shut = True
-        self.loop.close()
         with quiet():
+            self.loop.close()
             for number in sorted(tasks):
                 _close(tasks[number])
             tasks.clear()
