@@ -1,9 +1,9 @@
 """The two JetStream streams of a namespace: one for all its maps, one for all its logical streams.
 
 Purpose: make them when they are first needed, and know what matters of them.
-Invariants: an existing stream is never reconfigured; a new one begins at a sequence taken from the clock (microseconds), so that
-a stream that was deleted and made again goes on above every sequence it ever had, and revisions never go back; concurrent
-makers end with one stream.
+Invariants: an existing stream is never reconfigured; a new one begins at a sequence taken from the clock
+(microseconds), so that a stream that was deleted and made again goes on above every sequence it ever had, and revisions
+never go back; concurrent makers end with one stream.
 Neighbours: maps, streams and watches publish through `maps` and `streams`; the API is :mod:`corepool_nats.client`'s.
 """
 

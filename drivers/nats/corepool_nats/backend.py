@@ -1,8 +1,8 @@
 """The backend object: one connection to NATS, its namespaces, its preflight.
 
 Purpose: `corepool.driver.Backend`, and the opener that the plugin names.
-Invariants: a server that is too old, has JetStream off, or takes too small messages is refused when it is opened, with the reason
-and the remedy; nothing here shows a credential.
+Invariants: a server that is too old, has JetStream off, or takes too small messages is refused when it is opened, with
+the reason and the remedy; nothing here shows a credential.
 Neighbours: `Client` below, `NatsNamespace` above; findings are :mod:`corepool_nats.preflight`'s.
 """
 
@@ -19,6 +19,7 @@ from corepool.driver import Backend, Capabilities, Clock, Finding, Namespace, ch
 from corepool.errors import UnsupportedServer
 from corepool_nats.assets import check_jetstream
 from corepool_nats.client import Client
+from corepool_nats.link import Link
 from corepool_nats.namespace import NatsNamespace
 from corepool_nats.plugin import CAPABILITIES, HEADER_ROOM
 from corepool_nats.preflight import preflight
@@ -90,12 +91,7 @@ async def open_nats(url: str, options: Mapping[str, Any]) -> Backend:
     try:
         deadline = client.deadline()
         await check_jetstream(client, deadline)
-        room = (await client.link(deadline)).max_payload - HEADER_ROOM
-        if room < _LEAST_VALUE:
-            raise UnsupportedServer(
-                f"the server's max_payload leaves {max(room, 0)} bytes for a value, corepool needs {_LEAST_VALUE}; raise "
-                f"max_payload to at least {_LEAST_VALUE + HEADER_ROOM} (1MB is the default)"
-            )
+        room = _room(await client.link(deadline))
         capabilities = attrs.evolve(
             CAPABILITIES, max_value_bytes=min(room, 64 << 20), durable=settings.storage == "file"
         )
@@ -103,3 +99,18 @@ async def open_nats(url: str, options: Mapping[str, Any]) -> Backend:
         await client.aclose()
         raise
     return NatsBackend(client, capabilities)
+
+
+def _room(link: Link) -> int:
+    """How large a value may be.
+
+    Raises:
+        UnsupportedServer: too small.
+    """
+    room = link.max_payload - HEADER_ROOM
+    if room < _LEAST_VALUE:
+        raise UnsupportedServer(
+            f"the server's max_payload of {link.max_payload} leaves {max(room, 0)} bytes for a value, corepool needs "
+            f"{_LEAST_VALUE}; raise max_payload to at least {_LEAST_VALUE + HEADER_ROOM} (1MB is the default)"
+        )
+    return room

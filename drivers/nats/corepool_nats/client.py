@@ -36,7 +36,7 @@ from corepool_nats.connections import Connections
 from corepool_nats.link import Call, Denied, LinkError, Message, NoResponders, NotSent, ReplyLost
 from corepool_nats.url import Settings
 
-__all__ = ["Client", "Refused", "Stored", "Target", "expect"]
+__all__ = ["Change", "Client", "Refused", "Stored", "Target", "expect"]
 
 log = logging.getLogger("corepool.nats")
 T = TypeVar("T")
@@ -51,6 +51,13 @@ class Target:
     asset: str
     fence: str
     ensure: Callable[[float], Awaitable[None]] = attrs.field(repr=False)
+
+
+@attrs.define(slots=True)
+class Change:
+    """What became of an API call that changes something, besides its answer."""
+
+    reply_lost: bool = False
 
 
 @attrs.frozen(slots=True)
@@ -109,12 +116,23 @@ class Client:
 
     # --- API calls ---------------------------------------------------------------------------------------------------
 
-    async def api(self, call: str, body: bytes, kind: type[T], deadline: float) -> T:
-        """Call JetStream's API, again until it answers: for calls that may run twice (reads, bounded purges, deletes).
+    async def api(self, call: str, body: bytes, kind: type[T], deadline: float, *, change: Change | None = None) -> T:
+        """Call JetStream's API, again until it answers: for calls that may run twice (reads, bounded purges, removals).
+
+        change: what is called changes something; notes whether a reply was lost.
 
         Raises:
-            BackendUnavailable: no answer before the deadline. A call that changes something may have been applied.
+            BackendUnavailable: no answer before the deadline.
+            OutcomeUnknown: the same, of a change that may have been applied.
         """
+        try:
+            return await self._api(call, body, kind, deadline, change)
+        except BackendUnavailable as error:
+            if change is not None and change.reply_lost:
+                raise OutcomeUnknown(f"{error}; it may have been applied") from None
+            raise
+
+    async def _api(self, call: str, body: bytes, kind: type[T], deadline: float, change: Change | None) -> T:
         subject = f"{self.api_prefix}.{call}"
         told = "no answer"
         while True:
@@ -129,6 +147,8 @@ class Client:
                 raise BackendUnavailable(_denied_text(error)) from None
             except (NotSent, NoResponders, ReplyLost) as error:
                 told = str(error)
+                if change is not None and isinstance(error, ReplyLost):
+                    change.reply_lost = True
                 self._check_open()
                 await self.pause(deadline)
                 continue
@@ -171,6 +191,17 @@ class Client:
 
     def expired(self, deadline: float) -> bool:
         return time.monotonic() >= deadline
+
+    def left(self, deadline: float) -> float:
+        """Seconds until the deadline.
+
+        Raises:
+            BackendUnavailable: none.
+        """
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise BackendUnavailable("no answer in time")
+        return remaining
 
     async def pause(self, deadline: float) -> None:
         """A moment, before trying again."""

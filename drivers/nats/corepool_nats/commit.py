@@ -4,10 +4,11 @@ Purpose: `Namespace.commit` without atomicity, in as few sequential round trips 
 
 **What may travel together.** With one replica, unconditional map writes and the conditional one that follows them are sent at
 once, without waiting in between: they go over one connection to one stream, whose server stores them in that order, so what is
-stored is always a prefix. What is lost with the connection is not sent again behind what follows it: the group is finished one by
-one. What such a write replaced is read afterwards, beside the next operations. With several replicas a change of leader could lose
-an earlier write and keep a later one, so there each operation waits for the one before it. Reads, appends (which may refuse) and
-acknowledgements (which must not overtake) always wait; neighbouring reads, and neighbouring acknowledgements, go together.
+stored is always a prefix. What is lost with the connection is not sent again behind what follows it: the group is
+finished one by one. What such a write replaced is read afterwards, beside the next operations. With several replicas a
+change of leader could lose an earlier write and keep a later one, so there each operation waits for the one before it.
+Reads, appends (which may refuse) and acknowledgements (which must not overtake) always wait; neighbouring reads, and
+neighbouring acknowledgements, go together.
 
 Invariants: the results are of a prefix; when anything was applied, a failure is `OutcomeUnknown`.
 Neighbours: :mod:`corepool_nats.namespace` holds the parts; the single operations are those of writes, streams and sinks.
@@ -125,9 +126,8 @@ class _Run:
                     self._results.append(await self._append(op))
                 case Ack():
                     acks = self._like(at, Ack)
-                    self._results += await asyncio.gather(
-                        *(acknowledge(self._space, cast("Ack", each).receipt, self._deadline) for each in acks)
-                    )
+                    receipts = [cast("Ack", each).receipt for each in acks]
+                    self._results += await acknowledge(self._space, receipts, self._deadline)
                     self.applied = True
             last = len(self._results) - 1
             if self._stops(self._ops[last], self._results[last]):
@@ -187,7 +187,7 @@ class _Run:
             self._took(commit)
 
     async def _delete(self, at: int) -> None:
-        """Remove neighbouring keys unconditionally: read what is there, at once for all, then remove what is there, in order."""
+        """Remove neighbouring keys unconditionally: read all of them at once, then remove what is there, in order."""
         ops: list[DeleteKey] = []
         places: dict[str, MapSubjects] = {}
         for op in self._ops[at:]:

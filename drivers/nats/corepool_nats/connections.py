@@ -13,6 +13,7 @@ import logging
 import random
 import re
 import time
+from typing import cast
 
 from corepool.errors import BackendUnavailable, UnsupportedServer
 from corepool_nats.link import Link, LinkError
@@ -107,11 +108,12 @@ class Connections:
             log.info("connected to %s", self._link.server)
 
     def _known_servers(self, link: Link | None) -> list[str]:
-        """The servers of the URL, and those the last one told of (not behind TLS names or WebSockets, which we cannot guess)."""
+        """The servers of the URL, and those the last one told of (whose TLS names and WebSocket ports nobody can guess)."""
         servers = list(self.settings.servers)
         told = link.info.get("connect_urls") if link is not None else None
         if self.settings.scheme == "nats" and isinstance(told, list):
-            servers += [f"nats://{url}" for url in told if isinstance(url, str) and f"nats://{url}" not in servers]
+            urls = [f"nats://{url}" for url in cast("list[object]", told)]
+            servers += [url for url in urls if url not in servers]
         return servers
 
     def _failed(self, server: str, error: Exception) -> None:

@@ -1,8 +1,8 @@
 """How an event is written into a message, and read back.
 
 Purpose: names, topics and stamps in headers, encoded as in subjects; ids that compare as strings.
-Invariants: an id is the sequence of the JetStream stream, twenty digits; since all logical streams of a namespace share one, ids
-grow across destruction and re-creation. What cannot be decoded raises `WireError`.
+Invariants: an id is the sequence of the JetStream stream, twenty digits; since all logical streams of a namespace share
+one, ids grow across destruction and re-creation. What cannot be decoded raises `WireError`.
 Neighbours: streams, readings, sinks.
 """
 

@@ -97,6 +97,22 @@ class _Client(_NatsClient):
                 )
         return super()._connect_command()
 
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """What the server said of itself; nats-py keeps it to itself."""
+        return dict(cast("Mapping[str, Any]", self._server_info))
+
+    @property
+    def transport(self) -> Any:
+        """The socket's wrapper. nats-py's own close waits for unsent bytes: for ever, on a half-open connection."""
+        return self._transport
+
+    async def listen(self, subject: str, receiver: Callable[[Msg], Awaitable[None]]) -> Subscription:
+        """Subscribe without limits: nats-py would drop what is over them without a word."""
+        untyped: Any = self
+        subscription = await untyped.subscribe(subject, cb=receiver, pending_msgs_limit=0, pending_bytes_limit=0)
+        return cast("Subscription", subscription)
+
 
 def _tls_context(settings: Settings) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(settings.tls_ca) if settings.tls_ca else None)
@@ -211,19 +227,17 @@ class Link:
         try:
             async with asyncio.timeout(settings.connect_timeout):
                 await self._nc.connect(**options)
-                await self._nc.subscribe(
-                    f"{self._inbox}.*", cb=self._on_reply, pending_msgs_limit=0, pending_bytes_limit=0
-                )
+                await self._nc.listen(f"{self._inbox}.*", self._on_reply)
         except TimeoutError:
             self._fail(f"no answer within {settings.connect_timeout:g} s")
             raise LinkError(self.reason) from None
         except asyncio.CancelledError:
             self._fail("cancelled")
             raise
-        except Exception as error:  # whatever the client library raises (sockets, TLS, protocol, keys) is one: no link
+        except Exception as error:  # noqa: BLE001  whatever the library raises (sockets, TLS, keys): no link
             self._fail(self._errors[-1] if self._errors else self._describe(error))
             raise LinkError(self.reason) from None
-        self.info = dict(cast("Mapping[str, Any]", self._nc._server_info))
+        self.info = self._nc.info
         self._open = True
         self.reason = ""
         self._keeper = asyncio.create_task(self._keep(), name="corepool-nats-keeper")
@@ -253,7 +267,7 @@ class Link:
         """Drop the socket at once, then let nats-py put its tasks away. Never raises, never hangs."""
         if self._keeper is not None and self._keeper is not asyncio.current_task():
             self._keeper.cancel()
-        transport: Any = self._nc._transport
+        transport = self._nc.transport
         writer = getattr(transport, "_io_writer", None)
         if writer is not None:
             writer.transport.abort()
@@ -263,7 +277,7 @@ class Link:
                     result = step()
                     if asyncio.iscoroutine(result):
                         await result
-            except Exception as error:  # the link is gone already; how its remains fall apart concerns nobody
+            except Exception as error:  # noqa: BLE001  the link is gone; how its remains fall apart concerns nobody
                 log.debug("while closing %s: %s", self.server, type(error).__name__)
 
     async def _keep(self) -> None:
@@ -390,9 +404,7 @@ class Link:
             await receiver(Message(message.subject, message.reply, message.data, message.headers or _NONE))
 
         try:
-            subscription: Subscription = await self._nc.subscribe(
-                subject, cb=receive, pending_msgs_limit=0, pending_bytes_limit=0
-            )
+            subscription = await self._nc.listen(subject, receive)
         except (NatsError, OSError) as error:
             raise NotSent(self._describe(error)) from None
 

@@ -5,8 +5,8 @@ Purpose: apply the rules of :mod:`corepool_nats.held` to records in order, and k
 **The double fence.** A consumer that delivers the newest message of every subject is not a snapshot: while it delivers, a clear
 may purge what it was about to send, and its marker comes much later (waiting for "nothing pending" showed half a clear in 34 of
 2,091 joins). So the feed publishes a fence on a subject of its own, waits until it arrives (all of the initial delivery is then
-here), publishes a second one and waits for that: whatever was purged during the delivery had its marker stored before the purge,
-so before the second fence. Only then the state is shown.
+here), publishes a second one and waits for that: whatever was purged during the delivery had its marker stored before
+the purge, so before the second fence. Only then the state is shown.
 
 Invariants: `state` equals the map at `revision` once `open` has returned; changes reach ``on_change`` in strictly increasing
 revision; a lag of more than half the tombstones' grace ends the feed (a tombstone might be swept before we see it).
@@ -76,8 +76,8 @@ class MapFeed:
         Raises:
             FeedLost
         """
-        # A consumer that was about to deliver what is purged meanwhile goes on by one message per new message only (seen on 2.11
-        # and 2.15: a fence came after two minutes). A new consumer does not have what was purged in its plan.
+        # A consumer that was about to deliver what is purged meanwhile goes on by one message per new message only
+        # (seen on 2.11 and 2.15: a fence came after two minutes). A new consumer does not have what was purged in its plan.
         stall = min(0.25 * 2**attempt, 5.0)
         await self._feed.open([self._subjects.everything, self._fence], {"deliver_policy": "last_per_subject"})
         for number in ("1", "2"):

@@ -18,7 +18,7 @@ import msgspec
 from corepool.driver import Capabilities, CommitResult, MapStore, Op, SinkStore, Start, StreamStore
 from corepool_nats import api
 from corepool_nats.assets import Assets
-from corepool_nats.client import Client
+from corepool_nats.client import Change, Client
 from corepool_nats.commit import check_ops, run_commit
 from corepool_nats.held import Cache
 from corepool_nats.janitor import Janitor
@@ -107,19 +107,17 @@ class NatsNamespace:
         self._open.add(sink)
         return sink
 
-    async def remove_event(self, subjects: StreamSubjects, sequence: int, deadline: float) -> bool:
-        """Remove an event of this logical stream; whether it was there.
+    async def remove_event(self, sequence: int, deadline: float) -> bool:
+        """Remove an event by its sequence; whether it was there.
 
         Raises:
-            BackendUnavailable: it may have been removed all the same.
+            BackendUnavailable, OutcomeUnknown
         """
-        target = self.assets.streams
-        record = await self.reads.one(target, {"seq": sequence}, deadline)
-        if record is None or record.subject != subjects.events:
-            return False
         body = msgspec.json.encode({"seq": sequence, "no_erase": True})
-        done = await self.client.api(f"STREAM.MSG.DELETE.{target.asset}", body, api.Done, deadline)
-        return done.success
+        call = f"STREAM.MSG.DELETE.{self.assets.streams.asset}"
+        change = Change()
+        done = await self.client.api(call, body, api.Done, deadline, change=change)
+        return done.success or change.reply_lost  # gone at the second try: the first one did it, for all we know
 
     async def count(self, subject: str, deadline: float) -> int:
         """How many messages a subject has, by the leader."""

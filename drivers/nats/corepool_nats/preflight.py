@@ -118,8 +118,8 @@ def _of_settings(client: Client, clustered: bool) -> list[Finding]:
             Finding(
                 Severity.INFO,
                 "nats-failover-pause",
-                "When the leader of a stream dies, writes pause for 5 to 9 seconds. A worker_ttl that is not clearly longer makes "
-                "a healthy pool fence itself.",
+                "When the leader of a stream dies, writes pause for 5 to 9 seconds. A worker_ttl that is not clearly longer "
+                "makes a healthy pool fence itself.",
                 "Keep worker_ttl at 30 s (the default) or more.",
             )
         )
@@ -168,8 +168,8 @@ def _of_stream(config: api.StreamConfig, clustered: bool, client: Client) -> lis
             Finding(
                 Severity.DANGER,
                 "nats-duplicate-window",
-                f"{name} remembers message ids for {config.duplicate_window / 1e9:g} s only: the outcome of a lost write is found "
-                f"out by them.",
+                f"{name} remembers message ids for {config.duplicate_window / 1e9:g} s only: the outcome of a lost write is "
+                f"found out by them.",
                 f"nats stream edit {config.name} --dupe-window 2m.",
             )
         )
@@ -189,7 +189,7 @@ def _single(what: str) -> Finding:
     return Finding(
         Severity.DANGER,
         "nats-single-replica",
-        f"{what} have one replica on a cluster: if that server is down everything stands still, and if its disk is lost so is the "
-        f"data.",
+        f"{what} have one replica on a cluster: if that server is down everything stands still, and if its disk is lost "
+        f"so is the data.",
         "Use ?replicas=3.",
     )

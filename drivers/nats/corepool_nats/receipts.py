@@ -1,8 +1,9 @@
 """Receipts: strings with which any process may acknowledge a delivery.
 
 Purpose: name the stream, its life, the sink and the event, and carry the subject on which the server takes acknowledgements.
-Invariants: a receipt of another namespace, of a destroyed life, or that was never given is invalid, and nothing is sent for it: the
-consumer's name in the acknowledgement subject must be the one that stream, sink and life give, and the sequences must agree.
+Invariants: a receipt of another namespace, of a destroyed life, or that was never given is invalid, and nothing is sent
+for it: the consumer's name in the acknowledgement subject must be the one that stream, sink and life give, and the
+sequences must agree.
 Neighbours: made and honoured by :mod:`corepool_nats.sink`; also honoured by commits.
 """
 

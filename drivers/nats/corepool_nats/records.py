@@ -47,7 +47,7 @@ def _seconds(text: str) -> float:
 
 def from_store(message: api.StoredMessage) -> Record:
     """A message read from the leader."""
-    headers = api.headers_of(message.hdrs) if message.hdrs else {}
+    headers = api.headers_of(message.hdrs)
     return Record(message.subject, message.seq, message.data, headers, _seconds(message.time))
 
 

@@ -13,11 +13,11 @@ gone      destroyed; everything up to this message is about to be purged (then t
 
 Invariants:
 
-- A registry changes by compare-and-set, and an append is stored only while the registry message it knows is the newest: so after
-  ``gone`` is stored no append of an earlier life gets in (S5), and no check-then-append can be raced.
+- A registry changes by compare-and-set, and an append is stored only while the registry message it knows is the newest:
+  so after ``gone`` is stored no append of an earlier life gets in (S5), and no check-then-append can be raced.
 - The purge of a destroyed stream names the sequence of its ``gone`` message: late or twice, it never reaches a later life.
-- In a cluster a leader compares with what is applied and keeps apart what is under way *by the text of the guard*. So all guards
-  of one logical stream are the same text: its registry subject, or for bounded work streams everything of it.
+- In a cluster a leader compares with what is applied and keeps apart what is under way *by the text of the guard*. So
+  all guards of one logical stream are the same text: its registry subject, or for bounded work streams everything of it.
 
 Neighbours: :mod:`corepool_nats.streams` and :mod:`corepool_nats.sink`.
 """

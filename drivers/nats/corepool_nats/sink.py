@@ -6,8 +6,8 @@ Invariants:
 - The server knows no members, only requests and deliveries: a member that vanished leaves nothing (S3), and what it held is
   delivered again after ``ack_wait`` (S2).
 - A work stream with one sink holds no acknowledged event: there the acknowledgement *is* the removal of the event, which the
-  server answers with whether it was still there. Which sinks exist is read from the registry after the call began, so that a sink
-  that has joined by then never loses an event to another one's acknowledgement.
+  server answers with whether it was still there. Which sinks exist is read from the registry after the call began, so
+  that a sink that has joined by then never loses an event to another one's acknowledgement.
 - What arrived for a call that was cancelled goes to the next one, unless it lay here so long that the server has given it to
   somebody else.
 
@@ -27,7 +27,7 @@ from corepool.driver import Delivery, check_duration
 from corepool.errors import BackendUnavailable, InvalidOptionError, OutcomeUnknown, WireError
 from corepool_nats import api
 from corepool_nats.events import event_of
-from corepool_nats.link import Denied, LinkError, NoResponders, NotSent
+from corepool_nats.link import Denied, LinkError, NoResponders, ReplyLost
 from corepool_nats.names import StreamSubjects
 from corepool_nats.pull import Arrived, Pull, PullLost
 from corepool_nats.reader import start_of
@@ -228,7 +228,7 @@ class NatsSink:
     async def ack(self, receipts: Sequence[str]) -> list[bool]:
         self._check_open()
         deadline = self._client.deadline()
-        return list(await asyncio.gather(*(acknowledge(self._space, receipt, deadline) for receipt in receipts)))
+        return await acknowledge(self._space, receipts, deadline)
 
     async def nack(self, receipt: str, delay: float = 0.0) -> bool:
         self._check_open()
@@ -260,47 +260,64 @@ def _is_current(receipt: Receipt, known: Known) -> bool:
     return registry is not None and registry.exists and registry.life == receipt.life and receipt.sink in registry.sinks
 
 
-async def acknowledge(space: NatsNamespace, text: str, deadline: float) -> bool:
-    """Acknowledge a delivery; False if the receipt is not, or no longer, valid.
+async def acknowledge(space: NatsNamespace, texts: Sequence[str], deadline: float) -> list[bool]:
+    """Acknowledge deliveries; False for each receipt that is not, or no longer, valid.
 
     Raises:
         BackendUnavailable, OutcomeUnknown
     """
-    receipt = read_receipt(space.space, text)
-    if receipt is None:
-        return False
-    known = await space.registries.load(receipt.subjects, deadline)
-    registry = known.registry
-    if registry is None or not _is_current(receipt, known):
-        return False
-    if registry.kind == "work" and len(registry.sinks) == 1:
-        return await space.remove_event(receipt.subjects, receipt.sequence, deadline)
-    done = await _answer(space, receipt, b"+ACK", deadline)
-    if registry.kind == "work":
-        await space.trim(receipt.subjects, registry, deadline)
-    return done
+    receipts = [read_receipt(space.space, text) for text in texts]
+    streams = {receipt.subjects for receipt in receipts if receipt is not None}
+    # Read now, not from memory: a sink that joined before this call must be known.
+    known = dict(
+        zip(streams, await asyncio.gather(*(space.registries.load(each, deadline) for each in streams)), strict=True)
+    )
+
+    async def one(receipt: Receipt | None) -> bool:
+        if receipt is None:
+            return False
+        registry = known[receipt.subjects].registry
+        if registry is None or not _is_current(receipt, known[receipt.subjects]):
+            return False
+        if registry.kind == "work" and len(registry.sinks) == 1:
+            return await space.remove_event(receipt.sequence, deadline)
+        return await _answer(space, receipt, b"+ACK", deadline)
+
+    done = await asyncio.gather(*(one(receipt) for receipt in receipts))
+    for subjects in streams:
+        registry = known[subjects].registry
+        if registry is not None and registry.kind == "work" and len(registry.sinks) > 1:
+            await space.trim(subjects, registry, deadline)
+    return list(done)
 
 
 async def _answer(space: NatsNamespace, receipt: Receipt, answer: bytes, deadline: float) -> bool:
-    """Answer the server on a delivery, until it confirms. May be sent twice: that changes nothing.
+    """Answer the server on a delivery until it confirms; False if the consumer is gone. Sent twice it changes nothing.
 
     Raises:
-        BackendUnavailable: no confirmation in time; it may have been taken.
+        BackendUnavailable: it was not taken.
+        OutcomeUnknown: no confirmation came in time.
     """
     client = space.client
+    consumer = receipt.subjects.consumer(receipt.sink, receipt.life)
+    lost = False
     while True:
-        link = await client.link(deadline)
-        if client.expired(deadline):
-            raise OutcomeUnknown("the server did not confirm an acknowledgement")
         try:
-            await link.request(receipt.ack, answer, timeout=client.patience)
+            link = await client.link(deadline)
+            await link.request(receipt.ack, answer, timeout=min(client.patience, client.left(deadline)))
             return True
         except Denied as error:
             raise BackendUnavailable(f"{error}; corepool needs publish permission on $JS.ACK.>") from None
         except NoResponders:
-            return False  # the consumer is gone
-        except NotSent:
-            await client.pause(deadline)
+            call = f"CONSUMER.INFO.{space.assets.streams.asset}.{consumer}"
+            info = await client.api(call, b"", api.ConsumerInfo, deadline)
+            if api.is_missing(info.error):
+                return False
         except LinkError as error:
+            lost = lost or isinstance(error, ReplyLost)
             log.debug("an acknowledgement was not confirmed, once more: %s", error)
-            await client.pause(deadline)
+        except BackendUnavailable as error:
+            if lost:
+                raise OutcomeUnknown(f"{error}; it may have been taken") from None
+            raise
+        await client.pause(deadline)

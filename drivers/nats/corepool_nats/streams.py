@@ -5,9 +5,9 @@ Invariants: S1 by the sequence of that stream; S4: nothing is dropped but by a l
 holds more than its bound; S5 by the registry's guard (:mod:`corepool_nats.registry`).
 
 **Bounded work streams.** An append needs to know the length, and no server-side limit fits (JetStream's are the same for all
-subjects of a stream). So it is a compare-and-set on everything of the logical stream: read the newest sequence, *then* the length,
-then append if the newest is still the same. In between events can only have been removed, so the bound holds; and as long as
-nobody else appends, the length plus own appends stays an upper bound and nothing has to be read again.
+subjects of a stream). So it is a compare-and-set on everything of the logical stream: read the newest sequence, *then*
+the length, then append if the newest is still the same. In between events can only have been removed, so the bound
+holds; and as long as nobody else appends, the length plus own appends stays an upper bound and nothing has to be read again.
 Neighbours: registry, readings, sinks; commits append through `append_if_exists`.
 """
 
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from corepool_nats.namespace import NatsNamespace
 
 __all__ = ["Appends", "NatsStream", "Room"]
+
+_DEFAULT = StreamConfig()
 
 
 @attrs.define(slots=True)
@@ -208,7 +210,7 @@ class NatsStream:
         check_name("a stream's name", self._name, self._space.capabilities)
         return self._space.space.stream(self._name)
 
-    async def create(self, config: StreamConfig = StreamConfig()) -> bool:
+    async def create(self, config: StreamConfig = _DEFAULT) -> bool:
         subjects = self._checked()
         if config.max_length is not None and config.max_length < 1:
             raise InvalidOptionError(f"max_length is at least 1, not {config.max_length}")
@@ -254,10 +256,14 @@ class NatsStream:
         subjects = self._checked()
         deadline = self._client.deadline()
         sequences = [sequence for sequence in map(sequence_of, dict.fromkeys(ids)) if sequence is not None]
-        removed = await asyncio.gather(
-            *(self._space.remove_event(subjects, sequence, deadline) for sequence in sequences)
-        )
-        return sum(removed)
+        return sum(await asyncio.gather(*(self._remove(subjects, sequence, deadline) for sequence in sequences)))
+
+    async def _remove(self, subjects: StreamSubjects, sequence: int, deadline: float) -> bool:
+        """Ids are sequences of all logical streams: look whose this is before it is removed."""
+        record = await self._space.reads.one(self._target, {"seq": sequence}, deadline)
+        if record is None or record.subject != subjects.events:
+            return False
+        return await self._space.remove_event(sequence, deadline)
 
     def read(self, start: Start = OLDEST) -> Reading:
         return self._space.read(self._checked(), start)

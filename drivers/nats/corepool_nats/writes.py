@@ -7,8 +7,8 @@ How a write learns what its commit says:
 
 - *applied*: the server stored it, and (for REVISION) no reset marker lies between the revision and it. The marker is asked for
   in the same round trip (`Client.publish` with ``probe``), behind the write in the stream's order.
-- *previous*: the message that was expected, which is immutable; for unconditional writes without knowledge, a read of the newest
-  message below the write's own sequence (one replica), or compare-and-set until it holds (several).
+- *previous*: the message that was expected, which is immutable; for unconditional writes without knowledge, a read of
+  the newest message below the write's own sequence (one replica), or compare-and-set until it holds (several).
 - *refused*: only after a read from the leader that shows why.
 
 Invariants: when anything fails after the server stored the message, the error is `OutcomeUnknown`, never `BackendUnavailable`.
@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 
 import msgspec
 
@@ -42,7 +42,7 @@ _TRIES_BEFORE_BLIND = 3
 
 
 @contextlib.contextmanager
-def after_the_fact() -> Iterator[None]:
+def after_the_fact() -> Generator[None]:
     """Around what follows a write that was stored."""
     try:
         yield
