@@ -47,9 +47,7 @@ class Fence:
 
 @attrs.frozen(slots=True)
 class Review:
-    """Compare the record with what is running here (R9). restore: the store went back (R13)."""
-
-    restore: bool = False
+    """Compare the record with what is running here (R9, R13)."""
 
 
 Command: TypeAlias = Start | Stop | Notify | HandOver | Fence | Review

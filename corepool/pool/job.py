@@ -26,7 +26,7 @@ from corepool.pool.handlers import FencingToken, Job
 from corepool.pool.protocol import Outcome
 from corepool.pool.store import Stored
 from corepool.pool.supervisor import TRANSIENT, backoff
-from corepool.pool.wire import JobRecord, JobState, StartEvent, Verdict
+from corepool.pool.wire import JobState, StartEvent, Verdict
 
 if TYPE_CHECKING:
     from corepool.pool.worker import Worker
@@ -135,6 +135,9 @@ class OwnedJob:
             bell.taken()
 
     async def _carry_out(self, command: Command) -> None:
+        if self._worker.halted and not isinstance(command, Fence):
+            self._drop_bell(command)  # this worker does nothing any more: others find its records
+            return
         match command:
             case Start():
                 await self._start(command)
@@ -147,7 +150,7 @@ class OwnedJob:
             case Fence():
                 await self._stop_handler()
             case Review():
-                await self._review(command.restore)
+                await self._review()
 
     # --- claim and start ---------------------------------------------------------------------------------------------
 
@@ -157,7 +160,7 @@ class OwnedJob:
             if self.stored is not None and self.stored.record.job_id == command.event.record.job_id:
                 await self._done(bell)  # rung twice
                 return
-            await self._review(restore=False)  # another job under this key: the one running here is gone
+            await self._review()  # another job under this key: the one running here is gone
         stamp = None if bell is None else bell.event.stamp
         stored = Stored(command.event.record, stamp) if stamp is not None else await self._read()
         while stored is not None:
@@ -176,7 +179,7 @@ class OwnedJob:
             stored = outcome.current
         await self._done(bell)
         if stored is not None and transitions.is_owned_by(stored.record, worker.id) and not self.running:
-            await self._review(restore=False)
+            await self._review()
 
     async def _claim(self, prior: Stored, bell: Doorbell | None) -> Outcome:
         worker = self._worker
@@ -358,7 +361,10 @@ class OwnedJob:
     async def _release(self, prior: Stored, why: str) -> None:
         context = self._worker.context
         ring = context.membership.ring
-        record = transitions.release(prior.record, ring.owner(self.key), ring.revision, why, context.wall())
+        target = ring.owner(self.key)
+        if target == self._worker.id and not self._worker.accepting:
+            return  # the ring here is about to lead elsewhere: the next review lets go
+        record = transitions.release(prior.record, target, ring.revision, why, context.wall())
         outcome = await self._persist("release", lambda: context.protocol.release(self.key, prior, record))
         if outcome.applied:
             self.stored = None
@@ -377,10 +383,12 @@ class OwnedJob:
                 self.stored = current
                 self._worker.review_soon(self.key)
             return
+        if current is None and await self._restored():
+            return
         await self._stop_handler()
         self.stored = None
 
-    async def _review(self, restore: bool) -> None:
+    async def _review(self) -> None:
         worker, context = self._worker, self._worker.context
         stored = await self._read()
         if stored is None or not transitions.is_owned_by(stored.record, worker.id):
@@ -388,8 +396,7 @@ class OwnedJob:
                 await self._stop_handler()
                 await self._start(Start(None, StartEvent(self.key, stored.record)))
                 return
-            if stored is None and restore and self.running and self.stored is not None:
-                await self._restore(self.stored.record)
+            if stored is None and await self._restored():
                 return
             await self._stop_handler()
             self.stored = None
@@ -411,14 +418,26 @@ class OwnedJob:
         elif not worker.accepting:
             await self._release(stored, "worker leaves")
 
-    async def _restore(self, record: JobRecord) -> None:
-        """R13: the store forgot a job that runs here. It was promised, so it is written again."""
-        context = self._worker.context
-        outcome = await context.protocol.restore(self.key, record, self._payload)
+    async def _restored(self) -> bool:
+        """R13: no record, though the job runs here and the lease holds. Nobody but this owner removes such a record, so the
+        store went back. The job was promised, and is written again."""
+        worker, context = self._worker, self._worker.context
+        if not self.running or self.stored is None or not worker.lease.valid or not worker.accepting:
+            return False
+        pool = await self._persist("read the pool's record", context.membership.settled_pool)
+        if pool is None or pool.shutdown or pool.incarnation != context.store.incarnation:
+            return False
+        prior = self.stored
+        record = prior.record
+        if record.state is not JobState.RUNNING:
+            record = transitions.confirm(record, prior.revision, context.wall())
+        outcome = await self._persist("restore", lambda: context.protocol.restore(self.key, record, self._payload))
         if outcome.applied:
             self.stored = Stored(record, outcome.revision)
-        else:
+            await context.protocol.answer(prior.record.reply, Verdict.DONE)
+        elif outcome.current is not None:
             await self._overtaken(outcome.current)
+        return outcome.applied or outcome.current is not None
 
     # --- how ---------------------------------------------------------------------------------------------------------
 

@@ -71,6 +71,11 @@ class Watcher:
             Suspect(member, revision) for member, (revision, since) in self._seen.items() if now - since > self._ttl
         ]
 
+    def next_silence(self, now: float) -> float:
+        """Seconds until somebody will have been silent for too long, if nothing is heard of him before; at most the ttl."""
+        left = [since + self._ttl - now for _, since in self._seen.values() if since + self._ttl >= now]
+        return min(left, default=self._ttl)
+
     def forget_all_but(self, members: Iterable[Member]) -> None:
         kept = dict.fromkeys(members)
         self._seen = {member: held for member, held in self._seen.items() if member in kept}
@@ -128,13 +133,17 @@ class Liveness:
         except TimeoutError:
             context.log.warning("keep-alive not confirmed: no answer")
             return
-        rest = period * (0.95 + context.random.random() / 10) - (context.clock.monotonic() - started)
-        self._beat.clear()
+        now = context.clock.monotonic()
+        rest = period * (0.95 + context.random.random() / 10) - (now - started)
+        # Look right after somebody's time is up, not up to a period later: that is what the bounds of 4.3 count on.
+        rest = min(rest, self._watcher.next_silence(now) * 1.01 + period / 50)
         try:
-            async with asyncio.timeout(max(rest, period / 10)):
+            async with asyncio.timeout(max(rest, period / 50)):
                 await self._beat.wait()
         except TimeoutError:
             return
+        finally:
+            self._beat.clear()
 
     async def _poll(self) -> None:
         leases = [self._node_lease, *(worker.lease for worker in self._workers.values())]
@@ -234,6 +243,8 @@ class Liveness:
             if changed and not self._wide and self._node_of(member) not in near:
                 self._watched.pop(member, None)
         silent = self._watcher.silent(now)
+        if silent and not self._wide:
+            self.beat_soon()  # whoever is seen from now on has been unobserved so far: begin at once
         self._wide = bool(silent)
         for suspect in silent:
             self._bury(suspect)

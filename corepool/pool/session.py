@@ -361,7 +361,7 @@ class Session:
                 if pool.generation != self._pool_generation:
                     self._pool_generation = pool.generation
                     for worker in list(self.workers.values()):
-                        context.supervisor.spawn(f"review {worker.id}", worker.review(restore=True))
+                        context.supervisor.spawn(f"review {worker.id}", worker.review())
                 if context.membership.generations != self._generations:
                     self._generations = context.membership.generations
                     self._rolled_back()

@@ -239,7 +239,7 @@ class Worker:
         await asyncio.sleep(4 * self.context.options.ack_grace_period * (0.75 + self.context.random.random() / 2))
         await self.review()
 
-    async def review(self, *, restore: bool = False) -> int:
+    async def review(self) -> int:
         """R9: compare what this worker owns with what runs here; each difference goes to its job. How many there were."""
         context = self.context
         if self.fenced or self.lease.dead:
@@ -256,6 +256,6 @@ class Worker:
             mine = stored is not None and transitions.is_owned_by(stored.record, self.id)
             same = job is not None and job.running and job.stored == stored
             if not (mine and same):
-                self.put(key, Review(restore))
+                self.put(key, Review())
                 differences += 1
         return differences
