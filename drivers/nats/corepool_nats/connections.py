@@ -124,8 +124,11 @@ class Connections:
     def _refused_credentials(self) -> bool:
         return any("authorization" in text.lower() for text in self._failures)
 
+    def _told(self) -> str:
+        return "; ".join(dict.fromkeys(self._failures)) or "no answer"
+
     def _why_not(self) -> str:
-        told = "; ".join(dict.fromkeys(self._failures)) or "no answer"
+        told = self._told()
         if self._refused_credentials():
             have = "the credentials given" if self.settings.authenticates else "a client without credentials"
             return (
@@ -147,7 +150,7 @@ class Connections:
                 return self._link
             remaining = deadline - time.monotonic()
             if remaining <= 0:
-                raise BackendUnavailable(f"not connected, nothing was sent: {'; '.join(self._failures) or 'no answer'}")
+                raise BackendUnavailable(f"not connected, nothing was sent: {self._told()}")
             try:
                 async with asyncio.timeout(min(remaining, 0.5)):
                     await self._linked.wait()

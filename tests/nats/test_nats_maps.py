@@ -1,0 +1,299 @@
+"""Maps on NATS: writes that a clear overtook, traces that are swept, stores that went back."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from typing import Any
+
+import msgspec
+import pytest
+
+from corepool.driver import ABSENT, REVISION, Change, Cleared, Snapshot
+from corepool_nats import api, mapfeed
+from corepool_nats.held import Cache, Held
+from corepool_nats.namespace import NatsNamespace
+from corepool_nats.writes import Writes
+from tests.nats.conftest import Open, Start, space_of
+from tests.servers.nats import NatsServer
+
+
+async def call(space: NatsNamespace, what: str, body: Any = None) -> dict[str, Any]:
+    """An API call that bypasses the driver's meaning of things."""
+    client = space.client
+    link = await client.link(client.deadline())
+    data = msgspec.json.encode(body) if body is not None else b""
+    reply = await link.request(f"$JS.API.{what}", data, timeout=5)
+    return msgspec.json.decode(reply.data)  # type: ignore[no-any-return]
+
+
+async def messages(space: NatsNamespace, subject: str) -> int:
+    """How many messages the store holds on a subject of the maps."""
+    info = await call(space, f"STREAM.INFO.{space.assets.maps.asset}", {"subjects_filter": subject})
+    return sum((info["state"].get("subjects") or {}).values())
+
+
+# --- a clear overtakes -----------------------------------------------------------------------------------------------
+
+
+async def test_a_write_that_a_clear_overtook_is_refused(server: NatsServer, open_nats: Open, name: str) -> None:
+    """The purge of a clear comes later, so the server still holds the old entry and lets the write pass."""
+    one, two = await open_nats(server), await open_nats(server)
+    m, other = one.namespace(name).map("m"), two.namespace(name).map("m")
+    watch = other.watch()
+    await anext(watch)
+    first = await m.set("k", b"1")
+    cleared = await other.clear()
+    late = await m.set("k", b"2", REVISION(first.revision))
+    assert not late.applied
+    assert late.previous is None
+    assert late.revision == cleared.revision
+    gone = await m.delete("k", REVISION(first.revision))
+    assert not gone.applied
+    assert await other.get("k") is None
+    assert await m.get("k") is None
+    assert [entry async for entry in other.scan()] == []
+    again = await m.set("k", b"3", ABSENT)
+    assert again.applied
+    seen = [await anext(watch) for _ in range(3)]
+    assert seen == [Change(first.revision, "k", b"1"), Cleared(cleared.revision), Change(again.revision, "k", b"3")]
+
+
+async def test_a_void_message_that_stays_counts_for_nobody(
+    server: NatsServer, open_nats: Open, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def crash(self: Writes, sequence: int, deadline: float) -> None:
+        """The writer dies between its write and taking the void message away."""
+
+    monkeypatch.setattr(Writes, "_discard", crash)
+    one, two = await open_nats(server), await open_nats(server)
+    m, other = one.namespace(name).map("m"), two.namespace(name).map("m")
+    first = await m.set("k", b"1")
+    await other.clear()
+    assert not (await m.set("k", b"2", REVISION(first.revision))).applied
+    fresh = (await open_nats(server)).namespace(name).map("m")
+    assert await fresh.get("k") is None
+    assert await fresh.get_many(["k"]) == {}
+    watch = fresh.watch()
+    snapshot = await anext(watch)
+    assert isinstance(snapshot, Snapshot)
+    assert snapshot.entries == ()
+    replaced = await fresh.set("k", b"3")
+    assert replaced.applied
+    assert replaced.previous is None, "what is void was never there"
+    assert await anext(watch) == Change(replaced.revision, "k", b"3")
+
+
+async def test_without_the_probe_an_overtaken_write_would_count(
+    server: NatsServer, open_nats: Open, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The safeguard switched off."""
+
+    async def never(self: Writes, m: object, base: int, stored: object, deadline: float) -> int:
+        return 0
+
+    monkeypatch.setattr(Writes, "_overtaken", never)
+    one, two = await open_nats(server), await open_nats(server)
+    m, other = one.namespace(name).map("m"), two.namespace(name).map("m")
+    first = await m.set("k", b"1")
+    await other.clear()
+    late = await m.set("k", b"2", REVISION(first.revision))
+    assert late.applied, "the server alone does not refuse it"
+    assert await other.get("k") is None, "and the readers void it: writer and readers would disagree"
+
+
+# --- traces ----------------------------------------------------------------------------------------------------------
+
+
+async def eventually(condition: Any, within: float = 15.0) -> None:
+    end = time.monotonic() + within
+    while not await condition():
+        assert time.monotonic() < end, "it never came true"
+        await asyncio.sleep(0.05)
+
+
+async def test_tombstones_are_swept(server: NatsServer, open_nats: Open, name: str) -> None:
+    backend = await open_nats(server, tombstone_grace=1.0)
+    space = space_of(backend, name)
+    m = space.map("m")
+    subjects = space.space.map("m")
+    for number in range(30):
+        await m.set(f"k{number}", b"v")
+    for number in range(30):
+        await m.delete(f"k{number}")
+    assert await messages(space, subjects.every_key) == 60
+    newest = await space.reads.one(space.assets.maps, {"last_by_subj": subjects.everything}, space.client.deadline())
+    assert newest is not None
+
+    async def swept() -> bool:
+        return await messages(space, subjects.every_key) == 2  # the newest tombstone, and what it removed
+
+    await eventually(swept)
+    kept = await space.reads.one(space.assets.maps, {"last_by_subj": subjects.everything}, space.client.deadline())
+    assert kept is not None
+    assert kept.sequence == newest.sequence, "the newest message of a map is its revision and stays"
+    assert (await m.set("k3", b"again", ABSENT)).applied
+    assert (await m.clear(REVISION((await m.set("k4", b"v")).revision))).applied
+
+
+async def test_tombstones_of_a_crashed_process_are_met_and_swept(
+    server: NatsServer, open_nats: Open, name: str
+) -> None:
+    crashed = await open_nats(server)
+    m = crashed.namespace(name).map("m")
+    for number in range(10):
+        await m.set(f"k{number}", b"v")
+        await m.delete(f"k{number}")
+    await m.set("last", b"v")
+    await crashed.aclose()
+    backend = await open_nats(server, tombstone_grace=1.0)
+    space = space_of(backend, name)
+    watch = space.map("m").watch()
+    await anext(watch)
+
+    async def swept() -> bool:
+        return await messages(space, space.space.map("m").every_key) == 1
+
+    await eventually(swept)
+
+
+async def test_a_cleared_map_is_purged_later_and_a_destroyed_one_leaves_nothing(
+    server: NatsServer, open_nats: Open, name: str
+) -> None:
+    backend = await open_nats(server, tombstone_grace=1.0)
+    space = space_of(backend, name)
+    m, gone = space.map("m"), space.map("gone")
+    for number in range(10):
+        await m.set(f"k{number}", b"v")
+        await gone.set(f"k{number}", b"v")
+    await m.clear()
+    await gone.destroy()
+    assert await messages(space, space.space.map("gone").every_key) == 0
+
+    async def purged() -> bool:
+        left = await messages(space, space.space.map("m").every_key)
+        return left == 0 and await messages(space, space.space.map("gone").everything) == 0
+
+    await eventually(purged)
+    assert await messages(space, space.space.map("m").marker) == 1
+
+
+async def test_a_watch_that_lags_begins_anew(
+    server: NatsServer, open_nats: Open, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than half the tombstones' grace behind: a tombstone may be swept before it is seen."""
+    feeds: list[mapfeed.MapFeed] = []
+    original = mapfeed.MapFeed.open
+
+    async def opened(self: mapfeed.MapFeed, attempt: int = 0) -> None:
+        feeds.append(self)
+        await original(self, attempt)
+
+    monkeypatch.setattr(mapfeed.MapFeed, "open", opened)
+    m = (await open_nats(server)).namespace(name).map("m")
+    watch = m.watch()
+    assert isinstance(await anext(watch), Snapshot)
+    feeds[0]._caught_up -= 10_000  # as if this process had been stopped for so long
+    for number in range(200):
+        await asyncio.gather(*(m.set(f"k{number}-{n}", b"v") for n in range(20)))
+        if len(feeds) > 1:
+            break
+    assert len(feeds) > 1
+
+
+def test_the_cache_is_bounded_and_never_goes_back() -> None:
+    cache = Cache(most=3, most_bytes=1000)
+    for number in range(5):
+        cache.put(f"s{number}", Held(number + 1, b"x"))
+    assert cache.get("s0") is None
+    assert cache.get("s4") == Held(5, b"x")
+    cache.put("s4", Held(3, b"old"))
+    assert cache.get("s4") == Held(5, b"x")
+    cache.put("big", Held(9, b"x" * 2000))
+    assert cache.get("big") is None
+    cache.put("s5", Held(10, b"y"))
+    cache.drop("s5")
+    assert cache.get("s5") is None
+    assert cache._bytes == sum(len(held.value or b"") for held in cache._held.values())
+
+
+# --- a store that went back ------------------------------------------------------------------------------------------
+
+
+async def test_revisions_go_on_when_the_stream_is_made_again(server: NatsServer, open_nats: Open, name: str) -> None:
+    backend = await open_nats(server, heartbeat=0.3)
+    space = space_of(backend, name)
+    m = space.map("m")
+    watch = m.watch()
+    await anext(watch)
+    before = await m.set("k", b"1")
+    assert await anext(watch) == Change(before.revision, "k", b"1")
+    await call(space, f"STREAM.DELETE.{space.assets.maps.asset}")
+    async with asyncio.timeout(10):
+        snapshot = await anext(watch)
+    assert isinstance(snapshot, Snapshot)
+    assert snapshot.entries == ()
+    assert snapshot.generation == 1, "the store lost what was acknowledged"
+    assert not (await m.set("k", b"2", REVISION(before.revision))).applied
+    after = await m.set("k", b"2")
+    assert after.revision > before.revision
+    assert after.previous is None
+
+
+async def test_a_restored_backup_is_noticed(start: Start, open_nats: Open, name: str) -> None:
+    server = start()
+    backend = await open_nats(server, heartbeat=0.3)
+    m = backend.namespace(name).map("m")
+    old = await m.set("k", b"old")
+    server.stop()
+    backup = server.directory / "backup"
+    shutil.copytree(server.directory / server.name, backup)
+    server.start()
+    watch = m.watch()
+    await anext(watch)
+    written = [(await m.set("k", b"new%d" % number)).revision for number in range(5)]
+    newest = old.revision
+    while newest < written[-1]:
+        newest = (await anext(watch)).revision
+    server.kill()
+    shutil.rmtree(server.directory / server.name)
+    shutil.copytree(backup, server.directory / server.name)
+    server.start()
+    async with asyncio.timeout(15):
+        snapshot = await anext(watch)
+    assert isinstance(snapshot, Snapshot)
+    assert snapshot.generation == 1
+    assert snapshot.revision < newest
+    assert [(entry.key, entry.value) for entry in snapshot.entries] == [("k", b"old")]
+    entry = await m.get("k")
+    assert entry is not None
+    assert entry.value == b"old"
+    replaced = await m.set("k", b"newer")
+    assert replaced.previous == entry, "what was remembered of the lost messages is forgotten"
+
+
+async def test_a_conditional_clear_is_exact_under_writes(server: NatsServer, open_nats: Open, name: str) -> None:
+    one, two = await open_nats(server), await open_nats(server)
+    m, other = one.namespace(name).map("m"), two.namespace(name).map("m")
+    cleared = 0
+    for number in range(60):
+        base = await m.set("k", b"1")
+        clearing = asyncio.ensure_future(m.clear(REVISION(base.revision)))
+        await asyncio.sleep(number % 6 * 0.0005)
+        written = await other.set("x", b"1")
+        commit = await clearing
+        entry = await m.get("x")
+        if commit.applied:
+            cleared += 1
+            assert (entry is None) == (written.revision < commit.revision)
+            assert written.revision > commit.revision, "it was not the newest commit any more"
+        else:
+            assert entry is not None
+        await m.clear()
+    assert cleared, "at least one was not overtaken"
+
+
+def test_errors_of_the_server_name_a_remedy() -> None:
+    error = api.explain(api.ApiError(400, 10077, "maximum bytes exceeded"), "storing")
+    assert "max_bytes" in str(error)
