@@ -134,7 +134,7 @@ class NatsServer:
 
     def _configuration(self) -> str:
         lines = [f'server_name: "{self.name}"', f"listen: 127.0.0.1:{self.port}"]
-        if self.jetstream and "jetstream" not in self.config:
+        if self.jetstream:
             lines.append(f'jetstream {{ store_dir: "{self.directory / self.name}" }}')
         return "\n".join([*lines, self.config, ""])
 

@@ -185,11 +185,6 @@ _PASSING = frozenset(
 )
 
 
-def is_passing(error: ApiError) -> bool:
-    """Whether the server will do it later: an election, a restart. Nothing was applied."""
-    return error.err_code in _PASSING or (error.code == 503 and error.err_code not in (10039, 10076))
-
-
 def is_missing(error: ApiError | None) -> bool:
     """Whether the stream, consumer or message does not exist."""
     return error is not None and error.err_code in (NO_MESSAGE, NO_STREAM, NO_CONSUMER)
@@ -210,6 +205,8 @@ def refused_at(error: ApiError) -> int | None:
     return int(digits) if digits.isdigit() else None
 
 
+_OFF = (10039, 10076)
+
 _REMEDIES: Mapping[int, str] = {
     10002: "the account's JetStream storage or memory is used up; raise max_file or max_mem, or remove streams",
     10023: "the server has no room left for JetStream; raise max_file_store or free disk space",
@@ -227,10 +224,16 @@ _REMEDIES: Mapping[int, str] = {
 }
 
 
+def is_passing(error: ApiError) -> bool:
+    """Whether the server will do it later: an election, a restart. Nothing was applied."""
+    lasting = error.err_code in _REMEDIES or error.err_code in _OFF
+    return error.err_code in _PASSING or (error.code == 503 and not lasting)
+
+
 def explain(error: ApiError, doing: str) -> CorepoolError:
     """Our error for a server's refusal that will not pass by itself. Nothing was applied."""
     text = f"{doing}: {error.description or 'refused'} (JetStream error {error.err_code or error.code})"
-    if error.err_code in (10039, 10076):
+    if error.err_code in _OFF:
         return UnsupportedServer(
             f"{text}. JetStream is off for this account; start nats-server with -js, or add `jetstream {{}}` to its "
             f"configuration and `jetstream: enabled` to the account"

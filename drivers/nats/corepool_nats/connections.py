@@ -78,7 +78,6 @@ class Connections:
             self._links.discard(link)
             raise
         self._link = link
-        self._failures.clear()
         self._linked.set()
 
     async def _supervise(self) -> None:
@@ -89,6 +88,7 @@ class Connections:
             if link is not None:
                 await link.ended.wait()
                 log.info("connection to %s ended: %s", link.server, link.reason)
+                self._failures = [f"{link.server}: {link.reason}"]
                 self._linked.clear()
                 self._link = None
                 await link.close()

@@ -39,7 +39,7 @@ __all__ = ["Call", "Denied", "Link", "LinkError", "Message", "NoResponders", "No
 log = logging.getLogger("corepool.nats")
 
 _MAX_SUBJECT = 3600  # of the 4,096 bytes of a control line; reply inbox, sizes and verb take the rest
-_VIOLATION = re.compile(r"permissions violation for (?P<what>publish|subscription) to \"(?P<subject>[^\"]+)\"")
+_VIOLATION = re.compile(r"permissions violation for (?P<what>publish|subscription) to \"(?P<subject>[^\"]+)")
 
 
 class LinkError(Exception):

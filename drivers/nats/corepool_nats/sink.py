@@ -67,6 +67,7 @@ class NatsSink:
         self._ended = ended
         self._life = ""
         self._pull: Pull | None = None
+        self._foreign: list[str] = []
         self._closed = asyncio.Event()
         self._receiving = asyncio.Lock()
 
@@ -137,6 +138,7 @@ class NatsSink:
         async with self._receiving:
             while True:
                 deliveries = self._taken(max_events)
+                await self._end_foreign()
                 if deliveries:
                     return deliveries
                 self._check_open()
@@ -176,10 +178,20 @@ class NatsSink:
                 event = event_of(arrived.record)
             except WireError as error:
                 log.warning("left aside: %s", error)
+                self._foreign.append(arrived.reply)
                 continue
             receipt = make_receipt(self._stream, self._name, self._life, arrived.reply)
             deliveries.append(Delivery(event, receipt, max(1, arrived.record.attempt)))
         return deliveries
+
+    async def _end_foreign(self) -> None:
+        """Have what cannot be read delivered to nobody any more; it stays in the stream. Does not suspend."""
+        while self._foreign and self._pull is not None:
+            try:
+                await self._pull.link.send(self._foreign[-1], b"+TERM")
+            except LinkError:
+                break  # it will be delivered once more
+            self._foreign.pop()
 
     async def _open(self) -> None:
         """Listen to the consumer; after the stream was destroyed, to the one of its next life.
