@@ -37,7 +37,7 @@ class Connections:
         self._linked = asyncio.Event()
         self._supervisor: asyncio.Task[None] | None = None
         self._failures: list[str] = []
-        self._links: set[Link] = set()
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Connect for the first time.
@@ -69,16 +69,21 @@ class Connections:
 
     async def _connect(self, server: str) -> None:
         link = Link(self.settings, server)
-        self._links.add(link)
         try:
             await link.open()
             _check_version(link)
         except BaseException:  # cancellation included: a half-open link must not stay behind
-            await link.close()
-            self._links.discard(link)
+            self._put_away(link)
             raise
         self._link = link
         self._linked.set()
+
+    def _put_away(self, link: Link) -> None:
+        """Close a link in the background: what is left of a broken socket may take its time."""
+        link.kill("closed")
+        closing = asyncio.create_task(link.close(), name="corepool-nats-put-away")
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     async def _supervise(self) -> None:
         """Replace the link when it ends, for as long as the client lives. Never ends by itself."""
@@ -91,8 +96,7 @@ class Connections:
                 self._failures = [f"{link.server}: {link.reason}"]
                 self._linked.clear()
                 self._link = None
-                await link.close()
-                self._links.discard(link)
+                self._put_away(link)
             servers = self._known_servers(link)
             delay = 0.02
             while self._link is None:
@@ -166,9 +170,10 @@ class Connections:
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.wait([self._supervisor])
-        for link in list(self._links):
-            await link.close()
-        self._links.clear()
+        if self._link is not None:
+            self._put_away(self._link)
+        if self._closing:
+            await asyncio.wait(self._closing)
 
 
 def _check_version(link: Link) -> None:
