@@ -10,7 +10,7 @@ from corepool.pool.explain import Explanation, Health
 from corepool.pool.handlers import FencingToken, Job, JobHandler
 from corepool.pool.node import Node
 from corepool.pool.options import NodeOptions
-from corepool.pool.placement import JumpHash, Placement, Placer, Rendezvous
+from corepool.pool.placement import JumpHash, MultiProbe, Placement, Placer
 from corepool.pool.schedule import JobPlan, Producer, Schedule
 from corepool.pool.wire import JobState, WorkerRecord
 from corepool.pool.worker import Worker
@@ -24,12 +24,12 @@ __all__ = [
     "JobPlan",
     "JobState",
     "JumpHash",
+    "MultiProbe",
     "Node",
     "NodeOptions",
     "Placement",
     "Placer",
     "Producer",
-    "Rendezvous",
     "Schedule",
     "Worker",
     "WorkerRecord",

@@ -95,11 +95,12 @@ class Cleanup:
     async def _bury(self, suspect: Suspect) -> None:
         member = suspect.member
         try:
-            tombstone = await self._tombstone(suspect)
-            if tombstone is None:
-                return
             lock = CleanupLock(self._context, member.id)
-            if not await lock.take(self._locks_seen):
+            # Where no keep-alive stands, a tombstone may outlive the record it was meant for: then the lock leads to it (R11).
+            if not suspect.revision and not await lock.take(self._locks_seen):
+                return
+            tombstone = await self._tombstone(suspect)
+            if tombstone is None or (suspect.revision and not await lock.take(self._locks_seen)):
                 return
             if member.kind == WORKER:
                 await self._bury_worker(member.id, tombstone, lock)

@@ -47,10 +47,10 @@ class Ring:
 
     __slots__ = ("placer", "revision", "workers")
 
-    def __init__(self, revision: int, workers: tuple[str, ...], placement: Placement, previous: Placer | None) -> None:
+    def __init__(self, revision: int, workers: tuple[str, ...], placer: Placer | None) -> None:
         self.revision = revision
         self.workers = workers
-        self.placer = placement.place(workers, previous) if workers else None
+        self.placer = placer
 
     def owner(self, key: str) -> str:
         """The worker that the key belongs to, "" if there is none."""
@@ -108,12 +108,10 @@ class Membership:
         if self._ring is None or self._ring.revision != revision:
             active = tuple(sorted(name for name, record in self._workers.items() if record.state is MemberState.ACTIVE))
             if self._ring is not None and active == self._ring.workers:
-                fresh = Ring.__new__(Ring)
-                fresh.revision, fresh.workers, fresh.placer = revision, active, self._ring.placer
-                self._ring = fresh
+                placer = self._ring.placer
             else:
-                previous = None if self._ring is None else self._ring.placer
-                self._ring = Ring(revision, active, self._placement, previous)
+                placer = self._placement.place(active) if active else None
+            self._ring = Ring(revision, active, placer)
         return self._ring
 
     @property

@@ -11,7 +11,7 @@ import attrs
 
 from corepool.driver import check_duration
 from corepool.errors import InvalidOptionError
-from corepool.pool.placement import Placement, Rendezvous, placement_by_name
+from corepool.pool.placement import MultiProbe, Placement, placement_by_name
 
 __all__ = ["NodeOptions"]
 
@@ -41,7 +41,7 @@ class NodeOptions:
     max_handover: how many jobs a cleaner moves at a time.
     full_scan_interval: how often one node looks at every record of the pool, as a backstop.
     neighbours: how many nodes' keep-alives a node watches.
-    placement: ``rendezvous`` or ``jump``, or a `Placement` of your own (the same on all nodes).
+    placement: ``multiprobe`` or ``jump``, or a `Placement` of your own (the same on all nodes).
     client_only: the node dispatches, stops and notifies, but holds no workers.
     """
 
@@ -57,7 +57,7 @@ class NodeOptions:
     max_handover: int = attrs.field(default=64, validator=_count)
     full_scan_interval: float = attrs.field(default=600.0, validator=_duration)
     neighbours: int = attrs.field(default=3, validator=_count)
-    placement: Placement = attrs.field(factory=Rendezvous, converter=placement_by_name)
+    placement: Placement = attrs.field(factory=MultiProbe, converter=placement_by_name)
     client_only: bool = False
 
     @property

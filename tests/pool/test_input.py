@@ -103,7 +103,7 @@ async def test_unknown_options_and_placements(pool: Pool) -> None:
     node = await pool.node()
     with pytest.raises(corepool.InvalidOptionError, match="worker_ttl"):
         Node(node._backend, "p", worker_tll=3)
-    with pytest.raises(corepool.InvalidOptionError, match="'rendezvous' and 'jump'"):
+    with pytest.raises(corepool.InvalidOptionError, match="'multiprobe' and 'jump'"):
         Node(node._backend, "p", placement="random")
     with pytest.raises(corepool.InvalidOptionError, match="place"):
         Node(node._backend, "p", placement=7)

@@ -330,7 +330,7 @@ async def test_jump_hash_and_a_placement_of_ones_own(pool: Pool) -> None:
     assert all(handler.running for handler in pool.handlers)
 
     class First:
-        def place(self, workers: Sequence[str], previous: Placer | None) -> Placer:
+        def place(self, workers: Sequence[str]) -> Placer:
             return Only(workers[0])
 
     class Only:

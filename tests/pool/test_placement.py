@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections import Counter
 
 import pytest
 
-from corepool.pool import JumpHash, Rendezvous
+from corepool.pool import JumpHash, MultiProbe
 
 KEYS = [f"key {n}" for n in range(20_000)]
 WORKERS = sorted(f"w{n:x}" for n in range(0x1000, 0x100A))
 
 
-def owners(workers: list[str], strategy: Rendezvous | JumpHash | None = None) -> dict[str, str]:
-    placer = (strategy or Rendezvous()).place(workers, None)
+def owners(workers: list[str], strategy: MultiProbe | JumpHash | None = None) -> dict[str, str]:
+    placer = (strategy or MultiProbe()).place(workers)
     return {key: placer.owner(key) for key in KEYS}
 
 
@@ -47,15 +48,23 @@ def test_any_one_join_moves_its_share_and_nothing_else(joiner: str) -> None:
     assert all(after[key] == joiner for key in KEYS if BEFORE[key] != after[key])
 
 
-@pytest.mark.parametrize(
-    "workers", [WORKERS[1:], sorted([*WORKERS, "new"]), sorted([*WORKERS[3:], "new", "newer"]), WORKERS]
-)
-def test_reusing_the_previous_placer_changes_nothing(workers: list[str]) -> None:
-    placer = Rendezvous().place(WORKERS, None)
-    for key in KEYS[:5000]:
-        placer.owner(key)
-    reused, fresh = Rendezvous().place(workers, placer), Rendezvous().place(workers, None)
-    assert all(reused.owner(key) == fresh.owner(key) for key in KEYS)
+def test_a_key_nobody_looked_up_before_is_placed_quickly() -> None:
+    """Under 10 µs with 100 workers on a quiet machine; here the best of several rounds, with room for a busy one."""
+    placer = MultiProbe().place([f"w{n:020x}" for n in range(100)])
+    rounds = []
+    for start in range(0, 10_000, 1_000):
+        began = time.perf_counter()
+        for n in range(start, start + 1_000):
+            placer.owner(f"fresh {n}")
+        rounds.append((time.perf_counter() - began) / 1_000)
+    assert min(rounds) < 20e-6
+
+
+def test_the_load_is_even_on_a_hundred_workers_too() -> None:
+    placer = MultiProbe().place([f"w{n:020x}" for n in range(100)])
+    load = Counter(placer.owner(f"key {n}") for n in range(100_000))
+    assert max(load.values()) / 1_000 <= 1.25
+    assert len(load) == 100
 
 
 def test_jump_hash_moves_little_when_the_last_joins() -> None:
@@ -65,8 +74,8 @@ def test_jump_hash_moves_little_when_the_last_joins() -> None:
 
 def test_every_process_places_alike() -> None:
     script = (
-        "import hashlib; from corepool.pool import Rendezvous;"
-        f"p = Rendezvous().place({WORKERS!r}, None);"
+        "import hashlib; from corepool.pool import MultiProbe;"
+        f"p = MultiProbe().place({WORKERS!r});"
         "print(hashlib.sha256(''.join(p.owner(f'key {n}') for n in range(500)).encode()).hexdigest())"
     )
     digests = {
