@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
 import random
 import time
 import tracemalloc
@@ -83,13 +82,13 @@ async def test_a_node_with_one_percent_of_100_000_jobs() -> None:
 
 
 def _best(function: Callable[[], object], calls: int, rounds: int = 25) -> float:
-    """Seconds per call, in the best of several rounds: the machine may be busy with other things."""
+    """Seconds of processor time per call, in the best of several rounds: the machine may be busy with other things."""
     best = float("inf")
     for _ in range(rounds):
-        began = time.perf_counter()
+        began = time.process_time()
         for _ in range(calls):
             function()
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.process_time() - began)
     return best / calls
 
 
@@ -106,7 +105,7 @@ async def test_a_replicated_get_takes_less_than_a_microsecond() -> None:
 
 @pytest.mark.parametrize("strategy", [MultiProbe(), JumpHash()], ids=["multiprobe", "jump"])
 def test_a_lookup_among_100_workers_takes_less_than_10_microseconds(strategy: MultiProbe | JumpHash) -> None:
-    """Also of keys that nobody looked up before: there is no table of them that could grow."""
-    placer = strategy.place([f"w{number:020x}" for number in range(100)])
-    fresh = (f"https://example.org/feeds/{number}" for number in itertools.count())
-    assert _best(lambda: placer.owner(next(fresh)), 2000) < 10e-6
+    """Of a key that was never looked up before: there is no table that would grow with the keys."""
+    ring = Ring(1, tuple(f"w{number:020x}" for number in range(100)), strategy)
+    fresh = iter([f"https://example.org/feeds/{number}" for number in range(25 * 2000)])
+    assert _best(lambda: ring.owner(next(fresh)), 2000) < 10e-6
