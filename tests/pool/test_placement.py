@@ -53,10 +53,10 @@ def test_a_key_nobody_looked_up_before_is_placed_quickly() -> None:
     placer = MultiProbe().place([f"w{n:020x}" for n in range(100)])
     rounds = []
     for start in range(0, 10_000, 1_000):
-        began = time.perf_counter()
+        began = time.process_time()
         for n in range(start, start + 1_000):
             placer.owner(f"fresh {n}")
-        rounds.append((time.perf_counter() - began) / 1_000)
+        rounds.append((time.process_time() - began) / 1_000)
     assert min(rounds) < 20e-6
 
 
