@@ -102,11 +102,11 @@ class UrlHarness(Harness):
         self._proxy: TcpProxy | None = None
 
     async def connect(self) -> Backend:
-        return await open_backend(self._routed())
+        return await open_backend(self._url if self._proxy is None else self.routed(self._proxy.port))
 
     async def begin(self, needs: Collection[str]) -> None:
         if "cut" in needs:
-            host, port = self._address()
+            host, port = self.address()
             self._proxy = await TcpProxy.start(host, port)
 
     async def end(self) -> None:
@@ -134,16 +134,15 @@ class UrlHarness(Harness):
         except ValueError:  # several hosts, or a port that is no number: not for us to judge
             return False
 
-    def _address(self) -> tuple[str, int]:
+    def address(self) -> tuple[str, int]:
+        """The host and port of a URL that a proxy can stand for."""
         parts = urlsplit(self._url)
         assert parts.hostname is not None
         assert parts.port is not None
         return parts.hostname, parts.port
 
-    def _routed(self) -> str:
-        """The URL, led through the proxy if there is one."""
-        if self._proxy is None:
-            return self._url
+    def routed(self, port: int) -> str:
+        """The URL, led through a proxy that listens on a local port."""
         parts = urlsplit(self._url)
         userinfo, at, _ = parts.netloc.rpartition("@")
-        return urlunsplit(parts._replace(netloc=f"{userinfo}{at}127.0.0.1:{self._proxy.port}"))
+        return urlunsplit(parts._replace(netloc=f"{userinfo}{at}127.0.0.1:{port}"))

@@ -53,7 +53,11 @@ class ContractTest:
     capability: str | None
     needs: tuple[str, ...]
     multi_process: bool
-    deadline: float
+    deadline: float | None
+
+    def seconds(self, budget: float) -> float:
+        """The deadline in seconds; a test without one of its own lives by the budget of the pool layer."""
+        return self.deadline if self.deadline is not None else 2 * budget + 120
 
 
 REGISTRY: dict[str, ContractTest] = {}
@@ -63,9 +67,13 @@ REGISTRY: dict[str, ContractTest] = {}
 class Kit:
     """What a contract test gets: connections to the store under test, in a namespace of its own."""
 
-    def __init__(self, harness: Harness, seed: str) -> None:
+    def __init__(
+        self, harness: Harness, seed: str, *, budget: float = 30.0, progress: Callable[[str], None] | None = None
+    ) -> None:
         self.harness = harness
         self.seed = seed
+        self.budget = budget
+        self._progress = progress
         self.random = random.Random(seed)
         self.namespace_name = harness.fresh_namespace()
         self.history: list[str] = []
@@ -113,6 +121,16 @@ class Kit:
     async def streams(self, connections: int, name: str = "s") -> list[StreamStore]:
         """The same stream over several new connections."""
         return [await self.stream(name, await self.backend()) for _ in range(connections)]
+
+    @property
+    def number(self) -> int:
+        """The seed as a number, for those who want one."""
+        return random.Random(self.seed).randrange(2**32)
+
+    def progress(self, text: str) -> None:
+        """Tell whoever watches how far a long test is."""
+        if self._progress is not None:
+            self._progress(text)
 
     @property
     def ack_wait(self) -> float:
@@ -213,11 +231,12 @@ def promise(
     capability: str | None = None,
     needs: tuple[str, ...] = (),
     multi_process: bool = False,
-    deadline: float = 30.0,
+    deadline: float | None = 30.0,
 ) -> Callable[[Callable[[S, Kit], Coroutine[Any, Any, None]]], Callable[[S, Kit], None]]:
     """Make a coroutine ``test(self, kit)`` a contract test of the promises named.
 
-    deadline: seconds (times the harness's patience) after which the test has found something that blocks for ever.
+    deadline: seconds (times the harness's patience) after which the test has found something that blocks for ever; None: the
+        test ends by the budget of the pool layer.
     """
     for name in names:
         if name not in PROMISES:
@@ -250,7 +269,7 @@ async def _bounded(test: Coroutine[Any, Any, None], kit: Kit, about: ContractTes
     failed = True
     await kit.harness.begin(about.needs)
     try:
-        await kit.within(about.deadline, test, f"the test {about.id}", about.promises[0])
+        await kit.within(about.seconds(kit.budget), test, f"the test {about.id}", about.promises[0])
         failed = False
     finally:
         try:

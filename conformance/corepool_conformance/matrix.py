@@ -102,9 +102,13 @@ def render(targets: Sequence[Target]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _order(name: str) -> tuple[int, str]:
-    """M1 to M6, S1 to S5, then the rest."""
-    return ({"M": 0, "S": 1}[name[0]] if name[1:].isdigit() else 2, name)
+def _order(name: str) -> tuple[int, int, str]:
+    """M1 to M6, S1 to S5, P1 to P11, then the rest."""
+    return (
+        {"M": 0, "S": 1, "P": 2}[name[0]] if name[1:].isdigit() else 3,
+        int(name[1:]) if name[1:].isdigit() else 0,
+        name,
+    )
 
 
 def _title(name: str) -> str:

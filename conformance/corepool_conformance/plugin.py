@@ -52,6 +52,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="ack_wait of the kit's sinks (default 1)",
     )
     group.addoption(
+        "--corepool-budget",
+        metavar="SECONDS",
+        type=float,
+        default=30.0,
+        help="how long the pool layer tries plans (default 30)",
+    )
+    group.addoption(
         "--corepool-patience", metavar="FACTOR", type=float, default=1.0, help="a factor on all deadlines (default 1)"
     )
 
@@ -90,10 +97,13 @@ def _is_contract_test(item: pytest.Item) -> bool:
     return hasattr(getattr(item, "function", None), "corepool_contract")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    timeouts = config.pluginmanager.hasplugin("timeout")  # the mark is unknown without it
     for item in items:
         if _is_contract_test(item):
             item.add_marker(pytest.mark.corepool_contract)
+            if timeouts:  # the kit has deadlines of its own; the user's must not come before them
+                item.add_marker(pytest.mark.timeout(run_of(config).timeout(item)))
 
 
 @pytest.hookimpl(tryfirst=True)

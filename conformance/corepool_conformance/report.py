@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from corepool_conformance.promises import PROMISES
 from corepool_conformance.results import FAILED, KNOWN, NOT_TESTED, PASSED, Result, Target
 
 __all__ = ["FORMAT", "as_json", "is_complete", "levels", "summary", "table"]
@@ -86,7 +87,8 @@ def table(target: Target, kit: Collection[str]) -> list[str]:
         f"{target.label}  ({target.shown})",
         f"  {'promise':<10}{'passed':>8}{'failed':>8}{'known':>8}{'not tested':>12}",
     ]
-    for name, count in sorted(outcomes.items()):
+    for name in sorted(outcomes, key=list(PROMISES).index):
+        count = outcomes[name]
         lines.append(f"  {name:<10}{count[PASSED]:>8}{count[FAILED]:>8}{count[KNOWN]:>8}{count[NOT_TESTED]:>12}")
     for name, result in sorted(target.results.items()):
         if result.outcome in (NOT_TESTED, KNOWN):

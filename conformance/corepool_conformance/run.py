@@ -13,7 +13,8 @@ import os
 import random
 import re
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +34,7 @@ __all__ = ["RESULT", "Run", "contract_of", "redact", "refuse_overrides"]
 RESULT = "corepool_result"
 """The user property of a pytest report that carries a `Result`."""
 
+_PROGRESS_SECONDS = 5.0
 _FORBIDDEN_MARKS = ("skip", "skipif", "xfail", "usefixtures")
 _KIT = pytest.StashKey[Kit]()
 _BACKEND = pytest.StashKey["_Backend"]()
@@ -127,6 +129,8 @@ class Run:
     ack_wait: float | None
     patience: float
     label: str | None
+    budget: float
+    progress: Callable[[str], None] | None
     targets: dict[str, Target] = attrs.field(factory=dict[str, Target])
     _backends: dict[object, _Backend] = attrs.field(factory=dict[object, _Backend])
 
@@ -153,6 +157,8 @@ class Run:
             ack_wait=cast("float | None", config.getoption("--corepool-ack-wait")),
             patience=cast("float", config.getoption("--corepool-patience")),
             label=cast("str | None", config.getoption("--corepool-label")),
+            budget=cast("float", config.getoption("--corepool-budget")),
+            progress=_progress(config),
         )
 
     @property
@@ -172,6 +178,14 @@ class Run:
                         f"list it in known_failures.toml instead"
                     )
 
+    def timeout(self, item: pytest.Item) -> float:
+        """Seconds after which a contract test has hung in spite of its own deadline."""
+        about = contract_of(item)
+        assert about is not None
+        harness = cast("type[Contract]", getattr(item, "cls", Contract)).harness
+        patience = max(self.patience, harness.patience if harness is not None else 1.0)
+        return about.seconds(self.budget) * patience + 60
+
     # --- one test ----------------------------------------------------------------------------------------------------
 
     def kit_for(self, item: pytest.Item, cls: type[Contract]) -> Kit:
@@ -188,7 +202,7 @@ class Run:
             pytest.skip(f"the harness offers no {', '.join(missing)}")
         if about.multi_process and not (backend.harness.url and backend.capabilities.multi_process):
             pytest.skip("needs a URL that another process can open, and the capability multi_process")
-        kit = Kit(backend.harness, f"{self.seed}/{about.id}")
+        kit = Kit(backend.harness, f"{self.seed}/{about.id}", budget=self.budget, progress=self.progress)
         item.stash[_KIT] = kit
         return kit
 
@@ -291,6 +305,25 @@ class Run:
     def as_json(self) -> str:
         """The result for machines."""
         return report.as_json(self.seed, list(self.targets.values()), REGISTRY)
+
+
+def _progress(config: pytest.Config) -> Callable[[str], None] | None:
+    """Lines for a long test, past pytest's capturing, if there is a terminal to look at them."""
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    capture: Any = config.pluginmanager.get_plugin("capturemanager")
+    if reporter is None or capture is None or reporter.verbosity < 0:
+        return None
+    last = 0.0
+
+    def show(text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _PROGRESS_SECONDS:
+            last = time.monotonic()
+            with capture.global_and_fixture_disabled():
+                reporter.ensure_newline()
+                reporter.write_line(text)
+
+    return show
 
 
 def _reason(phase: pytest.TestReport) -> str:

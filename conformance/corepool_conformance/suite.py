@@ -15,6 +15,7 @@ from corepool_conformance.contract.test_histories import TestHistories
 from corepool_conformance.contract.test_limits import TestLimits
 from corepool_conformance.contract.test_map_watch import TestMapWatch
 from corepool_conformance.contract.test_maps import TestMaps
+from corepool_conformance.contract.test_pool import TestPool
 from corepool_conformance.contract.test_sinks import TestSinks
 from corepool_conformance.contract.test_streams import TestStreams
 
@@ -31,6 +32,7 @@ CLASSES = (
     TestLimits,
     TestCancellation,
     TestCapabilities,
+    TestPool,
 )
 
 
@@ -45,5 +47,6 @@ class ConformanceSuite(
     TestLimits,
     TestCancellation,
     TestCapabilities,
+    TestPool,
 ):
     """Subclass it as ``Test…``, set ``harness``, and override no test."""

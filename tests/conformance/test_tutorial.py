@@ -83,7 +83,16 @@ def test_the_tutorials_driver_passes_the_core(tmp_path: Path) -> None:
     assert all(Path(path).is_relative_to(site) for path in where.split()), where
     report = away / "report.json"
     # Redelivery is quick on a file, so the sinks need not wait long. No settings of this repository reach the run.
-    options = ("-p", "no:cacheprovider", "-p", "no:asyncio", "-q", "--corepool-ack-wait=0.4", "--corepool-patience=2")
+    options = (
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:asyncio",
+        "-q",
+        "--corepool-ack-wait=0.4",
+        "--corepool-patience=2",
+        "--corepool-budget=5",
+    )
     arguments = (
         "--pyargs",
         "corepool_conformance",
