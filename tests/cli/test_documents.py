@@ -7,14 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 
 from corepool.cli.app import app
 from corepool.cli.exits import Exit
+from corepool.pool import NodeOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/index.md", "docs/cli.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
 
 
 def python_blocks(text: str) -> list[str]:
@@ -72,6 +74,23 @@ def test_links_lead_somewhere(page: str) -> None:
 def test_help_and_document_list_every_exit_code(code: Exit) -> None:
     assert re.search(rf"^ *{code:d}  |, {code:d} ", str(app.info.help), flags=re.MULTILINE)
     assert f"| {code:d} |" in (ROOT / "docs/cli.md").read_text()
+
+
+def test_the_options_of_a_node_are_documented_with_their_defaults() -> None:
+    rows: dict[str, str] = {}
+    for names, values in re.findall(
+        r"^\| ((?:`\w+`(?:, )?)+) \| ([^|]+) \|", (ROOT / "docs/index.md").read_text(), re.M
+    ):
+        rows |= dict(zip(re.findall(r"\w+", names), values.split(","), strict=False))
+    for option, value in attrs.asdict(NodeOptions(), recurse=False).items():
+        said = rows[option].strip().strip("`")
+        match value:
+            case bool():
+                assert said == str(value).lower(), option
+            case float() | int():
+                assert float(said) == value, option
+            case _:
+                assert type(value).__name__.lower() == said, option
 
 
 def test_every_command_is_documented() -> None:
