@@ -4,7 +4,7 @@ Purpose: the rules by which messages are entries, in one place; and a bounded ca
 
 The rules. A map's key has the value of the newest message on its subject, unless
 
-- the message is a tombstone (header ``Cp-Kind: d``), or
+- the message is a tombstone (header ``Cp-Kind: d``), or has headers that are not ours, or
 - the newest reset marker of the map is above it (everything below a marker is gone; the marker's writer purges it), or
 - the message is *void*: a write conditional on revision n (header ``Cp-If: n``) although a marker lies between n and it. The
   server let it pass because the marker's purge had not reached the old entry yet; its writer is told "refused", and
@@ -17,13 +17,13 @@ Neighbours: reads and writes of maps, watches and commits.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping
 
 import attrs
 
 from corepool.driver import Entry
-from corepool.errors import WireError
 from corepool_nats.records import Record
 
 __all__ = ["KIND", "ONLY_IF", "Cache", "Held", "held_of"]
@@ -31,6 +31,8 @@ __all__ = ["KIND", "ONLY_IF", "Cache", "Held", "held_of"]
 KIND = "Cp-Kind"
 ONLY_IF = "Cp-If"
 DELETED = "d"
+
+log = logging.getLogger("corepool.nats")
 
 
 @attrs.frozen(slots=True)
@@ -60,17 +62,15 @@ class Held:
 
 
 def held_of(record: Record) -> Held:
-    """Read a key's message.
-
-    Raises:
-        WireError: its headers are not ours.
-    """
+    """Read a key's message. One whose headers are not ours is no entry, to every reader alike, and can be replaced."""
     headers: Mapping[str, str] = record.headers
-    only_if = headers.get(ONLY_IF)
-    if only_if is not None and not only_if.isdigit():
-        raise WireError(f"a map's message with {ONLY_IF}: {only_if[:20]!r}")
-    value = None if headers.get(KIND) == DELETED else record.data
-    return Held(record.sequence, value, int(only_if) if only_if is not None else None)
+    only_if, kind = headers.get(ONLY_IF), headers.get(KIND)
+    if (only_if is not None and not only_if.isdigit()) or kind not in (None, DELETED):
+        log.warning("a foreign message on %s is left aside", record.subject)
+        return Held(record.sequence, None)
+    return Held(
+        record.sequence, None if kind == DELETED else record.data, int(only_if) if only_if is not None else None
+    )
 
 
 class Cache:

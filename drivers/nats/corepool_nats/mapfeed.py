@@ -120,12 +120,11 @@ class MapFeed:
             return
         try:
             key = self._subjects.key_of(record.subject)
-            held = held_of(record)
         except WireError as error:
             log.warning("a foreign message on %s is left aside: %s", record.subject, error)
             return
         if key is not None:
-            self._write(key, record.subject, held)
+            self._write(key, record.subject, held_of(record))
 
     def _clear(self, sequence: int) -> None:
         self.marker = self.revision = sequence
