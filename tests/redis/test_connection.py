@@ -200,6 +200,25 @@ async def test_what_an_operator_must_mend_is_certainly_not_applied(refusal: str)
         link.close()
 
 
+async def test_a_call_is_asked_where_its_slot_is_going() -> None:
+    async with serving(echo) as target:
+        asks = 0
+
+        def redirect(words: list[bytes]) -> bytes:
+            nonlocal asks
+            asks += 1
+            return b"-ASK 7 127.0.0.1:%d\r\n" % target.port if words[-1] != b"here" else b"+here\r\n"
+
+        async with serving(redirect) as source:
+            link = make_link(source.port)
+            assert await link.command("ECHO", "there") == b"there"
+            assert await link.command("ECHO", "here") == b"here"
+            assert await link.command("ECHO", "again") == b"again"
+            assert [words[0] for words in target.commands] == [b"HELLO", b"ASKING", b"ECHO", b"ASKING", b"ECHO"]
+            assert asks == 3, "each call asks once, and goes where it is told"
+            link.close()
+
+
 # --- bounds ----------------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from corepool.driver import (
     Change,
     Cleared,
     DeleteKey,
+    Entry,
     Increment,
     NewEvent,
     RemoveValues,
@@ -28,8 +29,8 @@ from corepool.errors import BackendUnavailable, WireError
 from corepool_conformance.proxy import TcpProxy
 from corepool_redis import watch as watch_module
 from corepool_redis.backend import RedisNamespace
-from corepool_redis.keys import MapKeys, StreamKeys, scope_of
-from corepool_redis.watch import RedisWatch
+from corepool_redis.keys import EventId, MapKeys, StreamKeys, scope_of
+from corepool_redis.watch import LogEntry, RedisWatch
 from tests.redis.conftest import Connect, fresh
 from tests.servers.valkey import Server, command
 
@@ -228,6 +229,19 @@ async def put(items: Any, value: bytes) -> int:
                 return int((await items.set("k", value)).revision)
             except BackendUnavailable:
                 await asyncio.sleep(0.01)
+
+
+async def test_a_gap_in_the_log_leads_to_a_snapshot(space: RedisNamespace) -> None:
+    items = space.map("m")
+    watch = items.watch()
+    await following(watch)
+    first = await items.set("k", b"v")
+    await following(watch)
+    for missing in (2, 3):
+        watch.offer(LogEntry(EventId(first.revision + missing, 1), b"s", "k", b"w", None))
+        assert await following(watch) == Snapshot(first.revision, (Entry("k", b"v", first.revision),))
+    watch.offer(LogEntry(EventId(first.revision + 9, 1), b"s", "k", b"w", first.revision - 1))
+    assert isinstance(await following(watch), Snapshot), "the first entry of a life that began after another revision"
 
 
 # --- a watch that nobody reads ---------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ import asyncio
 import time
 from typing import Any
 
-from corepool.driver import NewEvent, StreamConfig, StreamKind
+from corepool.driver import Ack, NewEvent, StreamConfig, StreamKind
+from corepool.errors import OutcomeUnknown
 from corepool_redis.backend import RedisBackend, RedisNamespace
 from corepool_redis.keys import StreamKeys, scope_of
 from corepool_redis.members import RedisSink
@@ -137,6 +138,75 @@ async def test_a_vanished_member_is_freed_before_it_is_forgotten(own_server: Ser
             await asyncio.sleep(0.02)
 
 
+async def test_burying_a_member_frees_what_it_holds_first(own_server: Server, connect: Connect) -> None:
+    """Deleting a consumer drops what it holds. Its ack_wait is far away here: only the burial can save the events."""
+    gone, heir = await connect(own_server.url), await connect(own_server.url)
+    space = gone.namespace(fresh())
+    stream = space.stream("s")
+    for n in range(300):  # more than one page
+        await stream.append(NewEvent("e", b"%d" % n))
+    first = await stream.sink("g", ack_wait=60.0)
+    assert len(await first.receive(300)) == 300
+    for task in sinks_of(gone)._tasks:
+        task.cancel()
+    command(own_server.port, "ZADD", StreamKeys.of(scope_of(space.name), "s").members(0), 1, gone.client)
+    second = await heir.namespace(space.name).stream("s").sink("g", ack_wait=60.0)
+    assert sorted(map(int, await drain(second, 300))) == list(range(300))
+    assert gone.client not in consumers(own_server, space)
+
+
+async def test_a_receipt_is_void_once_the_same_member_has_the_event_again(connect: Connect) -> None:
+    space = (await connect()).namespace(fresh())
+    await space.stream("s").append(NewEvent("e", b"x"))
+    sink = await space.stream("s").sink("g", ack_wait=0.2)
+    (old,) = await sink.receive()
+    (new,) = await asyncio.wait_for(sink.receive(), 5)
+    assert await sink.ack([old.receipt]) == [False]
+    assert (await space.commit([Ack(old.receipt)])).results == (False,)
+    assert not await sink.extend(old.receipt)
+    assert not await sink.nack(old.receipt)
+    assert await sink.ack([new.receipt, new.receipt]) == [True, False]
+
+
+async def test_what_a_lost_round_took_is_found_at_once(connect: Connect) -> None:
+    """The round claims an event and its reply is lost with the command connection."""
+    backend = await connect()
+    space = backend.namespace(fresh())
+    await space.stream("s").append(NewEvent("e", b"x"))
+    sink = await space.stream("s").sink("g", ack_wait=2.0)
+    (old,) = await sink.receive()
+    run, lost = sinks_of(backend)._command.run, 0
+
+    async def losing(script: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal lost
+        reply: Any = await run(script, *args, **kwargs)
+        if script.name == "sink-tend" and not lost and len(reply[0]) > 2:
+            lost += 1
+            raise OutcomeUnknown("the reply was lost")
+        return reply
+
+    sinks_of(backend)._command.run = losing  # type: ignore[method-assign]
+    started = time.monotonic()
+    (new,) = await asyncio.wait_for(sink.receive(), 10)
+    assert lost == 1
+    assert new.attempt == old.attempt + 1, "this very delivery, and not only the next one"
+    assert time.monotonic() - started < 3.5
+
+
+async def test_ids_grow_over_a_destruction_and_a_clock_that_went_back(server: Server, space: RedisNamespace) -> None:
+    stream = space.stream("s")
+    first = await stream.append(NewEvent("e", b""))
+    await stream.destroy()
+    second = await stream.append(NewEvent("e", b""))
+    await stream.destroy()
+    command(server.port, "HSET", scope_of(space.name) + b"h", "i", "9999999999999-7")
+    third = await stream.append(NewEvent("e", b""))
+    assert first is not None
+    assert second is not None
+    assert third == "0009999999999999-0000000008"
+    assert first < second < third
+
+
 async def test_a_zombie_can_neither_extend_nor_ack_nor_give_back(connect: Connect) -> None:
     zombie, other = await connect(), await connect()
     space = zombie.namespace(fresh())
@@ -214,21 +284,27 @@ async def test_an_entry_of_another_program_blocks_nothing(server: Server, connec
     assert (await asyncio.wait_for(anext(reading), 5)).payload == b"ours"
 
 
-async def test_closing_frees_what_was_fetched_and_leaves_no_member(server: Server, connect: Connect) -> None:
-    one, two = await connect(), await connect()
+async def test_closing_frees_what_was_fetched_and_leaves_no_member(own_server: Server, connect: Connect) -> None:
+    one, two = await connect(own_server.url), await connect(own_server.url)
     space = one.namespace(fresh())
     stream = space.stream("s")
-    for n in range(4):
-        await stream.append(NewEvent("e", b"%d" % n))
+    await stream.create()
     first = await stream.sink("g", ack_wait=60.0)
-    waiting = asyncio.ensure_future(first.receive(4))
-    while not first.sink.held:  # fetched
-        await asyncio.sleep(0.001)
-    waiting.cancel()
+    waiting = asyncio.ensure_future(first.receive())
+    async with asyncio.timeout(5):
+        while b"cmd=xreadgroup" not in bytes(command(own_server.port, "CLIENT", "LIST")):  # type: ignore[call-overload]
+            await asyncio.sleep(0.005)
+    waiting.cancel()  # the blocked call still asks for its event: it is fetched, and nobody takes it
     await asyncio.gather(waiting, return_exceptions=True)
-    taken = 0 if waiting.cancelled() else len(waiting.result())
-    started = time.monotonic()
-    await first.aclose()
+    await stream.append(NewEvent("e", b"x"))
+    async with asyncio.timeout(5):
+        while consumers(own_server, space).get(one.client) != 1 or not first.sink.held:
+            await asyncio.sleep(0.005)
     second = await two.namespace(space.name).stream("s").sink("g", ack_wait=60.0)
-    assert len(await drain(second, 4 - taken)) == 4 - taken
-    assert time.monotonic() - started < 2, "not only after its ack_wait"
+    receiving = asyncio.ensure_future(second.receive())
+    await asyncio.sleep(0.1)
+    assert not receiving.done()
+    await first.aclose()
+    (delivery,) = await asyncio.wait_for(receiving, 2)  # not only after its ack_wait
+    assert await second.ack([delivery.receipt]) == [True]
+    assert one.client not in consumers(own_server, space)

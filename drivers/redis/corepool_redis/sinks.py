@@ -347,8 +347,14 @@ class SinkReader:
             while more:
                 head = (sink.group, self._command.client)
                 reply = await link.run(script, (sink.keys.events,), (*head, "list", after), repeat=True)
-                ids = [raw_id for raw_id in reply if isinstance(raw_id, bytes)] if isinstance(reply, list) else []
-                unknown = [raw_id for raw_id in ids if raw_id not in sink.held]
+                flat = reply if isinstance(reply, list) else []
+                ids = [raw_id for raw_id in flat[::2] if isinstance(raw_id, bytes)]
+                # known, but with a smaller count: it was delivered again, and that is what never arrived
+                unknown = [
+                    raw_id
+                    for raw_id, count in zip(ids, flat[1::2], strict=True)
+                    if isinstance(count, int) and sink.held.get(raw_id, (0, 0.0))[0] < count
+                ]
                 if unknown:
                     reply = await link.run(script, (sink.keys.events,), (*head, "fetch", *unknown), repeat=True)
                     self._take_deliveries(sink, reply if isinstance(reply, list) else [])
