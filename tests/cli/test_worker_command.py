@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+import corepool
 from corepool.cli.worker_command import load_handler_factory
 from corepool.errors import InvalidHandlerError
+from tests.servers.valkey import Server, binaries, running
 
 HANDLERS = """
 import corepool
@@ -119,3 +121,30 @@ def test_a_wrong_handler_exits_with_2_and_one_line(path: str, says: str, folder:
     assert said.count("\n") == 1
     assert says in said
     assert "Traceback" not in said
+
+
+HANGS = """
+import asyncio
+
+class Hangs:
+    async def start(self, job): ...
+    async def stop(self, key): await asyncio.Event().wait()
+"""
+
+
+async def test_a_second_signal_leaves_at_once(folder: Path) -> None:
+    """A handler whose stop hangs must not hold the person at the terminal."""
+    (folder / "hanging_handlers.py").write_text(HANGS)
+    valkey = Server(binaries()["valkey"], folder / "server")
+    with running([valkey]):
+        valkey.start()
+        with spawn(folder, "hanging_handlers:Hangs", "--url", valkey.url) as process:
+            assert process.stderr is not None
+            assert "Ctrl-C hands over" in process.stderr.readline()
+            async with corepool.connect(valkey.url) as backend, corepool.Node(backend, "p", client_only=True) as node:
+                await node.dispatch_job("k")
+            process.send_signal(signal.SIGINT)
+            assert "handing over" in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            assert "left at once" in process.communicate(timeout=10)[1]
+        assert process.returncode == 130
