@@ -44,6 +44,7 @@ class OwnedJob:
     """One key on one worker."""
 
     __slots__ = (
+        "_at_work",
         "_began",
         "_commands",
         "_fencing",
@@ -65,6 +66,7 @@ class OwnedJob:
         """The record as this owner last wrote it."""
         self._worker = worker
         self._payload = b""
+        self._at_work = False
         self._began = False
         self._fencing = False
         self._in_handler = False
@@ -96,13 +98,15 @@ class OwnedJob:
         """Before anything else: whatever waits for the backend now must not keep the handler from being stopped."""
         self._commands.appendleft(command)
         self.interrupt()
-        if self._runner is not None and not self._in_handler and not self._fencing:
+        # A runner that has not taken its first step finds the command at the head of the queue; cancelled now, it never would.
+        if self._runner is not None and self._at_work and not self._in_handler and not self._fencing:
             self._fencing = True
             self._runner.cancel()
 
     async def _run(self) -> None:
         task = asyncio.current_task()
         assert task is not None
+        self._at_work = True
         try:
             while self._commands:
                 command = self._commands.popleft()
@@ -125,6 +129,7 @@ class OwnedJob:
                     task.uncancel()
         finally:
             self._runner = None
+            self._at_work = False
             if not self.running:
                 self._worker.forget(self)
 

@@ -20,6 +20,10 @@ from corepool.pool.wire import KeepAlive, encode
 __all__ = ["Lease", "Renewal"]
 
 
+_REMEMBERED = 16
+"""Renewals whose time of sending is remembered: more than can be under way at once."""
+
+
 class Renewal(enum.Enum):
     """What the answer to a renewal says about its holder."""
 
@@ -41,7 +45,8 @@ class Lease:
         self.holder = holder
         self._revision = 0
         self._nonce = 0
-        self._sent_at = 0.0
+        self._sent: dict[int, float] = {}
+        """When each of the last renewals was sent, by nonce."""
         self._confirmed_at: float | None = None
         self.dead = False
 
@@ -70,7 +75,8 @@ class Lease:
     def renewal(self) -> SetKey:
         """The write that renews; call it at the moment of sending."""
         self._nonce += 1
-        self._sent_at = self._clock.monotonic()
+        self._sent[self._nonce] = self._clock.monotonic()
+        self._sent.pop(self._nonce - _REMEMBERED, None)
         value = encode(KeepAlive(self._nonce, self._clock.wall()))
         when = REVISION(self._revision) if self._revision else ABSENT
         return SetKey(self.map_name, self.holder, value, when, optional=True)
@@ -89,9 +95,14 @@ class Lease:
         """Take in what the store said to the newest renewal."""
         if commit.applied:
             self._revision = commit.revision
-            self._confirmed_at = self._sent_at
+            self._confirm(self._nonce)
             return Renewal.HELD
         return self.found(commit.previous)
+
+    def _confirm(self, nonce: int) -> None:
+        sent = self._sent.get(nonce)
+        if sent is not None and (self._confirmed_at is None or sent > self._confirmed_at):
+            self._confirmed_at = sent
 
     def found(self, entry: Entry | None) -> Renewal:
         """Take in what stands in the store instead of what was expected."""
@@ -102,7 +113,8 @@ class Lease:
         if keep_alive is None or keep_alive.dead:
             self.dead = True
             return Renewal.LOST
-        # One of our own whose reply was lost. It confirms no lease, for nobody knows when it was sent; the next one will.
+        # One of our own whose reply was lost or late: it was applied after it was sent, so from then on it counts.
+        self._confirm(keep_alive.nonce)
         went_back = entry.revision < self._revision
         self._revision = entry.revision
         return Renewal.ROLLED_BACK if went_back else Renewal.HELD

@@ -11,6 +11,7 @@ import pytest
 import corepool
 from corepool import Job
 from corepool.pool import Placer
+from corepool.pool.commands import Fence, Review
 from corepool.pool.incarnation import flag_shutdown
 from corepool.pool.liveness import NODE, WORKER, Member, Suspect
 
@@ -345,3 +346,16 @@ async def test_jump_hash_and_a_placement_of_ones_own(pool: Pool) -> None:
     await dispatch_all(node, 20)
     assert sorted(len(handler.running) for handler in other.handlers) == [0, 0, 20]
     await other.close()
+
+
+async def test_a_fence_that_meets_a_runner_before_its_first_step(pool: Pool) -> None:
+    node = await pool.node(workers=1)
+    await node.dispatch_job("k")
+    (worker,) = node.workers
+    job = worker._jobs["k"]
+    await eventually(lambda: not job.busy)
+    job.put(Review())
+    job.put(Fence())
+    await eventually(lambda: pool.handlers[0].stops == ["k"])
+    await worker.review()
+    await eventually(lambda: pool.running() == {"k": 1})

@@ -16,7 +16,7 @@ from .conftest import Pool, eventually
 async def collect(node: Node, fired: list[tuple[str, int]], interval: float = 0.1) -> None:
     async with aclosing(node.ticker("t", interval)) as ticks:
         async for number in ticks:
-            fired.append((node.id, number))
+            fired.append((node.id, number))  # noqa: PERF401  one by one, as they come
 
 
 async def test_a_tick_fires_on_exactly_one_node(pool: Pool) -> None:
