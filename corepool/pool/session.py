@@ -272,11 +272,11 @@ class Session:
             worker.lease.dead = True
             worker.accepting = False
         await asyncio.gather(*(worker.stop_all_handlers(context.options.worker_shutdown_ttl) for worker in old))
-        if self._sink is not None:
-            await self._sink.aclose()
-            self._sink = None
         gone = context.node_id
         while self.ended is None:
+            if self._sink is not None:  # the dead id's, or one of an attempt that failed: nothing rings there any more
+                await self._sink.aclose()
+                self._sink = None
             # A new id for each attempt: what an earlier one left half made is buried by others, under its own name.
             context.node_id = context.new_id("n")
             context.log = context.log.at(node=context.node_id)
