@@ -223,7 +223,8 @@ class Liveness:
         wanted: dict[Member, None] = {Member(NODE, node): None for node in near if node != me}
         for worker, record in workers.items():
             orphan = record.node not in everybody and members.warden() == me  # nobody's neighbour: the warden's
-            if record.node != me and (record.node in near or orphan):
+            forsaken = record.node == me and worker not in self._workers  # ours, but its leaving failed halfway
+            if forsaken or (record.node != me and (record.node in near or orphan)):
                 wanted[Member(WORKER, worker)] = None
         for member in self._watched:  # R10: not before it was seen to change
             exists = member.id in (everybody if member.kind == NODE else workers)
