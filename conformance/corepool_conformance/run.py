@@ -220,7 +220,7 @@ class Run:
                 harness = given if isinstance(given, Harness) else given()
                 harness.patience = max(harness.patience, self.patience)
                 name = f"{cls.__module__}.{cls.__qualname__}"
-                label = harness.label or cls.__name__.removeprefix("Test")
+                label = harness.label or self.label or cls.__name__.removeprefix("Test")
                 self._backends[key] = _Backend(name, label, redact(harness.url) if harness.url else name, harness)
         return self._backends[key]
 
