@@ -16,13 +16,30 @@ from corepool.pool.store import SHUTDOWN_MAP
 from corepool.pool.wire import Attention, JobRecord, JobState, KeepAlive, MemberState, PoolRecord, WorkerRecord, decode
 from corepool.testing import Cluster, ClusterNode
 
-__all__ = ["FOUND", "POOL", "QUICK", "TTL", "Keeper", "Store", "gathered", "keeper", "keys_of", "nodes", "ring"]
+__all__ = [
+    "FOUND",
+    "FOUND_ONE",
+    "POLL",
+    "POOL",
+    "QUICK",
+    "TTL",
+    "Keeper",
+    "Store",
+    "gathered",
+    "keeper",
+    "keys_of",
+    "nodes",
+    "ring",
+]
 
 POOL = "feeds"
 TTL = 5.0
-FOUND = 2 * TTL + 4 * TTL / 5
-"""DESIGN 4.3: any number of simultaneous deaths is found within twice the time to live, and the polls in which the last sign
-of life is seen, the silence is noticed, and the look at everybody begins and ends."""
+POLL = TTL / 5
+FOUND_ONE = TTL + POLL + 0.5
+"""DESIGN 4.3: a death is found within the time to live and a poll, if one who watches the dead survives. The half second is
+for what is on the wire, and for moving the jobs."""
+FOUND = 2 * TTL + POLL + 0.5
+"""The same for any number of simultaneous deaths."""
 QUICK: dict[str, Any] = {
     "worker_ttl": TTL,
     "ack_grace_period": 4.0,

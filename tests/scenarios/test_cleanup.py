@@ -11,13 +11,14 @@ from corepool.pool.wire import JobState
 from corepool.testing import Cluster, ClusterNode
 
 from .conftest import Simulated
-from .looking import FOUND, TTL, Store, keys_of, nodes
+from .looking import FOUND, POLL, QUICK, TTL, Store, keys_of, nodes
 from .wiretap import Match, Request, Wiretap, both, cleanup_lock, writes_job
 
-MOVED = FOUND + 1.0
+MOVED = FOUND
 """Until a death is found, and the time that moving a few jobs takes."""
-CLEANER_DIED_TOO = 3 * FOUND
-"""Until its death is found, and its lock was seen to be stale, by one who looks at it twice."""
+CLEANER_DIED_TOO = FOUND + max(TTL + 2 * POLL, 2.5 * QUICK["ack_grace_period"])
+"""Until its death is found, and then: its lock was seen to be stale by one who looked at it twice; or, of a record that it had
+released without ringing, the next warden's sweeper has seen twice that nobody acts on it."""
 
 
 async def _with_jobs(cluster: Cluster, count: int, jobs: int = 6) -> tuple[list[ClusterNode], str, list[str]]:
