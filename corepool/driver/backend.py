@@ -61,7 +61,7 @@ class Clock(Protocol):
 class Capabilities:
     """What a backend promises beyond the contract, and its limits. There are no defaults: a driver answers every one.
 
-    atomic_commit: a commit is all or nothing.
+    atomic_commit: a commit is all or nothing, and no other commit sees half of it.
     value_ops: `MapStore.update` works.
     durable: acknowledged writes survive a restart of the backend (as configured; see preflight).
     multi_process: several processes see the same data.
@@ -257,6 +257,6 @@ class Backend(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Close: calls in flight end with an error, watches, readings and receives end. Idempotent, bounded, never blocked
-        by an unread watch (M4)."""
+        """Close: calls in flight end with their result or an error, watches, readings and receives end, later calls raise
+        `BackendUnavailable`. Idempotent, bounded, never blocked by an unread watch (M4)."""
         ...

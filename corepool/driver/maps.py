@@ -191,6 +191,8 @@ WatchEvent: TypeAlias = Snapshot | Change | Cleared
 class Watch(Protocol):
     """A live feed of one map: first a Snapshot, then Change and Cleared in strictly increasing revision (M1, M3).
 
+    Every commit past a Snapshot is yielded, unless a later Snapshot covers it: a replica equals the map at each revision that
+    the watch yields.
     When the feed is lost the driver reconnects by itself and yields a new Snapshot: iteration never raises
     for a lost connection. It ends when the watch or its backend is closed.
     """
@@ -244,7 +246,8 @@ class MapStore(Protocol):
 
     async def update(self, key: str, op: ValueOp) -> Updated:
         """An atomic value operation. Raises `UnsupportedCapability` without the capability ``value_ops``;
-        `WireError` if the value is not a counter or list."""
+        `WireError` if the value is not a counter or list, `OverflowError` if a counter would leave 64 bits. What raises
+        changes nothing."""
         ...
 
     def scan(self, prefix: str = "") -> AsyncIterator[Entry]:

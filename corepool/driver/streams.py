@@ -70,7 +70,7 @@ class Event:
 
 
 class StreamKind(enum.Enum):
-    """WORK rejects when full (backpressure); LOG drops its oldest events."""
+    """WORK rejects when full (backpressure); LOG drops its oldest events, and holds its newest ``max_length``."""
 
     WORK = "work"
     LOG = "log"
@@ -94,7 +94,7 @@ class Oldest:
 
 @attrs.frozen(slots=True)
 class Newest:
-    """Only what is appended after the call that opened the reader or sink returned its first await."""
+    """Only what is appended after `StreamStore.sink` returned, or after the reader's first ``__anext__`` reached the store."""
 
 
 @attrs.frozen(slots=True)
@@ -159,7 +159,7 @@ class SinkStore(Protocol):
 
     async def ack(self, receipts: Sequence[str]) -> list[bool]:
         """Acknowledge. True: the event is done and never delivered again. False: the receipt was no longer valid (the
-        event was redelivered, or is gone already)."""
+        event was redelivered, or is gone already), or never was one."""
         ...
 
     async def nack(self, receipt: str, delay: float = 0.0) -> bool:
@@ -182,7 +182,7 @@ class StreamStore(Protocol):
     def name(self) -> str: ...
 
     async def create(self, config: StreamConfig = StreamConfig()) -> bool:
-        """Make the stream exist. True if this call made it; an existing stream keeps its configuration."""
+        """Make the stream exist. True if this call made it; an existing stream keeps its configuration, and its seal."""
         ...
 
     async def exists(self) -> bool:
@@ -205,7 +205,7 @@ class StreamStore(Protocol):
         ...
 
     async def destroy(self) -> None:
-        """Remove the stream with its events and sinks. Idempotent (S5)."""
+        """Remove the stream with its events, its sinks, its configuration and its seal. Idempotent (S5)."""
         ...
 
     async def length(self) -> int:
@@ -214,7 +214,7 @@ class StreamStore(Protocol):
         ...
 
     async def remove(self, ids: Sequence[str]) -> int:
-        """Remove events; how many were there."""
+        """Remove events; how many were there. What is no id of this stream counts as not there."""
         ...
 
     def read(self, start: Start = OLDEST) -> Reading:
