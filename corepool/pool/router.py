@@ -80,7 +80,7 @@ class Router:
         if event is None:
             return True
         stored = await context.store.job(event.key)
-        if stored is None or stored.record.job_id != event.job_id:
+        if stored is None or stored.record.job_id != event.job_id or stored.record.state is JobState.FAILED:
             await context.protocol.answer(event.reply, Verdict.GONE)
             return True
         return bool(stored.record.worker) and await context.forward(stored.record.worker, event)

@@ -211,6 +211,8 @@ class Session:
         store = self.context.store
         try:
             await worker.close_inbox()
+            await store.namespace.settle()  # a claim that is on its way must not list its key after this
+            await store.map(store.owned(worker.id)).destroy()
             await store.stream(store.worker_inbox(worker.id)).destroy()
             await store.map(store.worker_keep_alive).delete(worker.id)
             await self.context.membership.remove_worker(worker.id)
