@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -25,7 +25,10 @@ from corepool.pool.store import PoolStore
 from corepool.pool.supervisor import Supervisor
 from corepool.pool.wire import Answer, NotifyEvent, ReplyTo, StopEvent, Verdict, event
 
-__all__ = ["NodeContext", "PoolLog"]
+if TYPE_CHECKING:
+    from corepool.pool.ticker import Ticker
+
+__all__ = ["NodeContext", "PoolLog", "new_id"]
 
 _MOST_HOPS = 32  # a notification that was forwarded so often runs after a job that never stays anywhere
 
@@ -70,6 +73,7 @@ class NodeContext:
         self.calls = Calls()
         self.moves = asyncio.Semaphore(options.max_moves_in_flight)
         self.sweep_wanted = asyncio.Event()
+        self.tickers: dict[Ticker, None] = {}
 
     @property
     def generation(self) -> int:

@@ -61,7 +61,7 @@ async def clear_incarnation(store: PoolStore, protocol: JobProtocol) -> int:
     Safe to call again, and by several at once.
     """
     namespace = store.namespace
-    workers = [key async for key in _keys(namespace, store.workers)]
+    workers = {key: None async for key in _keys(namespace, store.workers)}
     nodes = [key async for key in _keys(namespace, store.nodes)]
     for inbox in (*map(store.worker_inbox, workers), store.queue):
         await namespace.stream(inbox).destroy()
@@ -70,6 +70,8 @@ async def clear_incarnation(store: PoolStore, protocol: JobProtocol) -> int:
     for key in keys:
         stored = await store.job(key)
         while stored is not None:
+            if stored.record.worker:
+                workers[stored.record.worker] = None  # its own record may be gone by now, and its list still be there
             outcome = await protocol.remove(key, stored, [stored.record.reply], Verdict.GONE)
             stored = None if outcome.applied else outcome.current
         jobs += 1

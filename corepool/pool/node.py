@@ -53,7 +53,6 @@ class Node:
         self._session: Session | None = None
         self._calls: JobCalls | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._tickers: dict[Ticker, None] = {}
 
     @classmethod
     async def open(cls, backend: Backend, pool: str, **options: Any) -> Self:
@@ -203,7 +202,8 @@ class Node:
     # --- time --------------------------------------------------------------------------------------------------------
 
     async def ticker(self, name: str, interval: float) -> AsyncIterator[int]:
-        """Ticks of a name: each fires on exactly one node of the pool, about every ``interval`` seconds. Yields its number.
+        """Ticks of a name: each fires on exactly one node of the pool, about every ``interval`` seconds. Yields its number;
+        ends with the node.
 
         Raises:
             InvalidOptionError: the interval is not a positive duration.
@@ -211,12 +211,8 @@ class Node:
         check_duration("interval", interval)
         ticker = Ticker(self._open().context, name, interval)
         async with ticker:
-            self._tickers[ticker] = None
-            try:
-                async for number in ticker:
-                    yield number
-            finally:
-                del self._tickers[ticker]
+            async for number in ticker:
+                yield number
 
     async def schedule(self, producer: Producer, interval: float) -> Schedule:
         """Ask ``producer`` for a plan about every ``interval`` seconds, on one node of the pool at a time, and carry it out:

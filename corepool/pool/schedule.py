@@ -80,6 +80,10 @@ class Schedule:
         return self._task is not None and not self._task.done()
 
     async def _run(self) -> None:
+        async with self._ticker:
+            await self._follow()
+
+    async def _follow(self) -> None:
         async for _ in self._ticker:
             try:
                 plan = self._producer.plan()

@@ -382,6 +382,8 @@ class Session:
         if self.ended is None:
             self.ended = error
             self.context.calls.close(error)
+            for ticker in list(self.context.tickers):
+                ticker.stop()
             if isinstance(error, PoolShutdownError):
                 self.context.supervisor.spawn("shut down", self.shut_down_here())
 

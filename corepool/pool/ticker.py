@@ -34,9 +34,11 @@ class Ticker:
         self._stopped = asyncio.Event()
 
     async def __aenter__(self) -> Self:
+        self._context.tickers[self] = None  # the node ends it with itself
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._context.tickers.pop(self, None)
         self._stopped.set()
 
     def __aiter__(self) -> Self:
@@ -46,7 +48,7 @@ class Ticker:
         """The next tick that is this node's.
 
         Raises:
-            StopAsyncIteration: the ticker was stopped, here or everywhere.
+            StopAsyncIteration: the ticker was stopped, here or everywhere, or its node ended.
         """
         seen: Entry | None = None
         due = 0.0

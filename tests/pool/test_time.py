@@ -107,3 +107,25 @@ async def test_a_bad_producer(pool: Pool) -> None:
         await node.schedule(object(), 1.0)  # type: ignore[arg-type]
     with pytest.raises(corepool.InvalidOptionError, match="empty"):
         await anext(node.ticker("", 1.0))
+
+
+async def test_ticks_and_schedules_end_with_their_node(pool: Pool) -> None:
+    node = await pool.node()
+    fired: list[tuple[str, int]] = []
+    ticking = asyncio.create_task(collect(node, fired))
+    schedule = await node.schedule(Feeds(JobPlan()), 0.05)
+    await eventually(lambda: len(fired) >= 2)
+    await node.close()
+    async with asyncio.timeout(5):
+        await ticking
+    assert not schedule.running
+
+
+async def test_a_shutdown_ends_the_ticks_of_every_node(pool: Pool) -> None:
+    nodes = [await pool.node() for _ in range(2)]
+    fired: list[tuple[str, int]] = []
+    tasks = [asyncio.create_task(collect(node, fired)) for node in nodes]
+    await eventually(lambda: len(fired) >= 2)
+    await nodes[0].shutdown()
+    async with asyncio.timeout(10):
+        await asyncio.gather(*tasks)
