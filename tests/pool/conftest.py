@@ -1,13 +1,11 @@
 """What the pool's behaviour tests stand on: nodes on any backend, and a handler that records what happens to it.
 
-``COREPOOL_TEST_URL`` names the backends (comma-separated URLs) that the tests run on, in real time; the default is in memory,
-with commits that are atomic and with commits that are not.
+The fixture ``backend_url`` is in ``tests/conftest.py``: the tests run on every backend that ``--backend`` names, in real time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -16,8 +14,6 @@ import pytest
 
 import corepool
 from corepool import Backend, Job, Node, Worker
-
-DEFAULT_URLS = "memory://pool-tests,memory://pool-tests-steps?atomic_commit=false"
 
 QUICK = {
     "worker_ttl": 1.0,
@@ -109,12 +105,6 @@ async def eventually(predicate: Callable[[], bool], within: float = 10.0) -> Non
     async with asyncio.timeout(within):
         while not predicate():
             await asyncio.sleep(0.01)
-
-
-@pytest.fixture(params=os.environ.get("COREPOOL_TEST_URL", DEFAULT_URLS).split(","))
-def backend_url(request: pytest.FixtureRequest) -> str:
-    """A backend to test on. The drivers run the very same tests."""
-    return str(request.param)
 
 
 @pytest.fixture

@@ -1,12 +1,11 @@
 """What the tests of streams stand on: any backend by URL, and a backend whose moments a test can script.
 
-``COREPOOL_TEST_URL`` names the backends (comma-separated URLs) that the behaviour tests run on; the default is in memory.
+The fixture ``backend_url`` is in ``tests/conftest.py``: the tests run on every backend that ``--backend`` names, in real time.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -17,12 +16,6 @@ import pytest
 from corepool.driver import OLDEST, Backend, Capabilities, Delivery, Event, NewEvent, Start, StreamConfig, connect
 from corepool.errors import BackendUnavailable
 from corepool.streaming import Stream
-
-
-@pytest.fixture(params=os.environ.get("COREPOOL_TEST_URL", "memory://corepool-tests").split(","))
-def backend_url(request: pytest.FixtureRequest) -> str:
-    """A backend to test on. The drivers run the very same tests."""
-    return request.param
 
 
 @pytest.fixture
