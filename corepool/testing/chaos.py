@@ -1,41 +1,49 @@
 """A pool under everything that can befall it: the scenario that ``corepool sim run`` explores.
 
 Purpose: topology, operations and faults drawn from the seed; after every step the safety invariants; then the faults stop,
-and everything must come right within its bound and leave nothing behind.
-Invariants: every choice comes from the cluster, so a run is a function of its seed; what is judged in the end is judged by
-``history``, from the outside.
-Neighbours: on `Cluster`; run by the command line and by tests/chaos, with every safeguard switched off in turn.
+and everything must come right within its bound, stay right, and leave nothing behind.
+Invariants: every choice comes from the cluster, so a run is a function of its seed; a violation begins with the number of the
+invariant of DESIGN 5 that it breaks. Handlers are judged by the cluster's recorder, the store by ``rules``, the end by
+``atrest``, and what callers were told by ``history``, from the outside.
+Neighbours: on `Cluster`; run by the command line and by tests/chaos, and by tests/mutations with each safeguard switched off;
+``disasters`` adds what befalls a whole pool at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import attrs
 
-from corepool.errors import CorepoolError, OutcomeUnknown, Requeue
+from corepool.errors import CorepoolError, OutcomeUnknown, PoolShutdownError, Requeue
 from corepool.pool import Job
-from corepool.pool.store import PoolStore
-from corepool.pool.wire import Attention, JobRecord, JobState, decode
+from corepool.testing.atrest import AtRest
 from corepool.testing.cluster import Cluster, ClusterNode
-from corepool.testing.history import Dispatch, Effect, Stop, judge
+from corepool.testing.history import Dispatch, Effect, Heard, Notification, Stop, Tick, judge
+from corepool.testing.rules import StoreRules
 from corepool_memory.sim.errors import InvariantViolated, NodeCrashed, NotInTime
+from corepool_memory.sim.node import current_node
 
-__all__ = ["Chaos", "chaos"]
+__all__ = ["POOL", "Chaos", "chaos"]
 
 POOL = "pool"
+
+_KEYS = 5
+_LONGEST = 600.0
+"""Virtual seconds after which clients begin no more calls, and the faults stop."""
 
 
 class Worker:
     """A handler that is sometimes slow, sometimes fails, and asks for another try now and then; as its key says."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
+    def __init__(self, run: Chaos) -> None:
+        self._run = run
 
     def _draw(self, n: int, job_key: str, what: str) -> int:
-        return self._cluster.choose(n, f"handler:{what}:{job_key}")
+        return self._run.choose(n, f"handler:{what}:{job_key}")
 
     async def start(self, job: Job) -> None:
         match self._draw(12, job.key, "start"):
@@ -54,39 +62,71 @@ class Worker:
             await asyncio.sleep(self._draw(5, key, "slowness") / 10)
 
     async def notify(self, key: str, payload: bytes) -> None:
+        machine = current_node()
+        owner = "" if machine is None else machine.label
+        self._run.heard.append(Heard(key=key, payload=payload, owner=owner, at=self._run.cluster.now))
         if self._draw(8, key, "notify") == 7:
             raise ValueError("a notify that fails")
 
 
 @attrs.define(slots=True)
 class Chaos:
-    """One run's clients, operators and records."""
+    """One run's clients, operators and records.
+
+    dark: the whole store is away: no machine can be switched on that would see it.
+    last_orders: clients and operators begin nothing more.
+    """
 
     cluster: Cluster
     ttl: float
     options: dict[str, Any]
+    rules: StoreRules
     dispatches: list[Dispatch] = attrs.field(factory=list)
     stops: list[Stop] = attrs.field(factory=list)
-    notified: Counter[str] = attrs.field(factory=Counter)
-    ticks: dict[int, str] = attrs.field(factory=dict)
+    notifications: list[Notification] = attrs.field(factory=list)
+    heard: list[Heard] = attrs.field(factory=list)
+    ticks: list[Tick] = attrs.field(factory=list)
     numbers: int = 0
+    dark: bool = False
+    last_orders: bool = False
     failed: set[str] = attrs.field(factory=set)
+
+    @classmethod
+    def draw(cls, cluster: Cluster) -> Chaos:
+        """The knobs of one run."""
+        ttl = (5.0, 10.0, 2.0)[cluster.choose(3, "ttl")]
+        options: dict[str, Any] = {
+            "worker_ttl": ttl,
+            "ack_grace_period": ttl * (0.5, 1.0)[cluster.choose(2, "grace")],
+            "call_timeout": 3 * ttl,
+            "worker_shutdown_ttl": 6 * ttl,
+            "start_backoff": 0.2,
+            "max_start_backoff": 2.0,
+            "max_start_attempts": (5, 2)[cluster.choose(2, "attempts")],
+            "neighbours": (3, 1)[cluster.choose(2, "neighbours")],
+            "max_queued_jobs": (1000, 1)[cluster.choose(2, "queue")],
+            "max_moves_in_flight": (32, 1)[cluster.choose(2, "moves")],
+            "full_scan_interval": 4 * ttl,
+        }
+        return cls(cluster, ttl, options, StoreRules(cluster, POOL, ttl=ttl))
 
     def choose(self, n: int, label: str) -> int:
         return self.cluster.choose(n, label)
 
     def up(self) -> list[ClusterNode]:
+        """The machines whose nodes are up."""
         return [machine for machine in self.cluster.machines if isinstance(machine, ClusterNode) and machine.up]
 
-    # --- operations ---------------------------------------------------------------------------------------------------
+    # --- machines -----------------------------------------------------------------------------------------------------
 
-    async def boot(self, *, workers: bool = True) -> None:
+    async def boot(self, *, workers: bool = True, client_only: bool = False) -> None:
         """A new machine; if the faults do not let it come up, it is switched off and on again."""
+        while self.dark:
+            await self.cluster.sleep(0.5)
         name = f"node-{len(self.cluster.machines) + 1}"
-        handler = (lambda: Worker(self.cluster)) if workers else None
-        options = dict(self.options) if workers else {**self.options, "client_only": True}
+        handler = (lambda: Worker(self)) if workers and not client_only else None
         try:
-            await self.cluster.node(POOL, worker=handler, name=name, **options)
+            await self.cluster.node(POOL, worker=handler, name=name, client_only=client_only, **self.options)
             return
         except (CorepoolError, NodeCrashed):
             self.cluster.sometimes("a node did not come up at once")
@@ -94,24 +134,37 @@ class Chaos:
             await self.cluster.sleep(1.0)
             machine = self.cluster.get(name)
             if isinstance(machine, ClusterNode) and not machine.up and machine.alive:
-                try:
-                    await self.cluster.restart(name)
-                except (CorepoolError, NodeCrashed):
-                    continue
+                await self._quietly(lambda: self.cluster.restart(name))
 
     def _is_up(self, name: str) -> bool:
         machine = self.cluster.get(name)
         return isinstance(machine, ClusterNode) and machine.up
 
+    async def _quietly(self, call: Callable[[], Awaitable[object]], done: str = "") -> CorepoolError | None:
+        """What it raised; a machine that crashed meanwhile leaves the outcome open."""
+        try:
+            await call()
+        except NodeCrashed:
+            return OutcomeUnknown("the caller's machine crashed")
+        except CorepoolError as error:
+            return error
+        if done:
+            self.cluster.sometimes(done)
+        return None
+
+    # --- clients ------------------------------------------------------------------------------------------------------
+
     async def client(self, name: str, operations: int) -> None:
         """Calls on a few keys, from any node, one after the other."""
         for _ in range(operations):
             await self.cluster.sleep(self.choose(24, name) / 8)
+            if self.last_orders:
+                return
             nodes = self.up()
             if not nodes:
                 continue
             node = nodes[self.choose(len(nodes), f"{name}:node")]
-            key = f"k{self.choose(5, f'{name}:key')}"
+            key = f"k{self.choose(_KEYS, f'{name}:key')}"
             match self.choose(8, f"{name}:call"):
                 case 0 | 1 | 2 | 3:
                     await self._dispatch(node, key)
@@ -120,235 +173,245 @@ class Chaos:
                 case 6:
                     await self._notify(node, key)
                 case _:
-                    await self._retry(node, key)
+                    await self._quietly(partial(node.retry_job, key), "retry")
+
+    def _number(self) -> bytes:
+        """A payload of its own."""
+        self.numbers += 1
+        return b"%d" % self.numbers
+
+    def _told(self, call: str, error: CorepoolError | None) -> None:
+        self.cluster.sometimes(f"{call}: {type(error).__name__ if error else 'success'}")
 
     async def _dispatch(self, node: ClusterNode, key: str) -> None:
-        self.numbers += 1
-        payload = b"%d" % self.numbers
-        invoked = self.cluster.now
-        error: CorepoolError | None = None
-        timeout = (2.0, 4.0, 1.0)[self.choose(3, "patience")] * self.ttl
-        try:
-            await node.dispatch_job(key, payload, timeout=timeout)
-        except NodeCrashed:
-            error = OutcomeUnknown("the caller's machine crashed")
-        except CorepoolError as raised:
-            error = raised
-        self.cluster.sometimes(f"dispatch: {type(error).__name__ if error else 'started'}")
+        payload, invoked = self._number(), self.cluster.now
+        timeout = (2.0, 4.0, 1.0, 0.2)[self.choose(4, "patience")] * self.ttl
+        error = await self._quietly(lambda: node.dispatch_job(key, payload, timeout=timeout))
+        self._told("dispatch", error)
         self.dispatches.append(
             Dispatch(key=key, payload=payload, invoked=invoked, returned=self.cluster.now, error=error)
         )
 
     async def _stop(self, node: ClusterNode, key: str) -> None:
         invoked = self.cluster.now
-        error: CorepoolError | None = None
-        try:
-            await node.stop_job(key)
-        except NodeCrashed:
-            error = OutcomeUnknown("the caller's machine crashed")
-        except CorepoolError as raised:
-            error = raised
-        self.cluster.sometimes(f"stop: {type(error).__name__ if error else 'stopped'}")
+        error = await self._quietly(lambda: node.stop_job(key))
+        self._told("stop", error)
         self.stops.append(Stop(key=key, invoked=invoked, returned=self.cluster.now, error=error))
 
     async def _notify(self, node: ClusterNode, key: str) -> None:
-        try:
-            await node.notify_worker(key, b"news")
-        except (CorepoolError, NodeCrashed) as error:
-            self.cluster.sometimes(f"notify: {type(error).__name__}")
-            return
-        self.cluster.sometimes("notify: handled")
+        payload, invoked = self._number(), self.cluster.now
+        error = await self._quietly(lambda: node.notify_worker(key, payload))
+        self._told("notify", error)
+        self.notifications.append(
+            Notification(key=key, payload=payload, invoked=invoked, returned=self.cluster.now, error=error)
+        )
 
-    async def _retry(self, node: ClusterNode, key: str) -> None:
-        try:
-            await node.retry_job(key)
-        except (CorepoolError, NodeCrashed):
-            return
-        self.cluster.sometimes("retry")
-
-    async def operator(self, changes: int) -> None:
-        """Nodes and workers join and leave."""
-        for _ in range(changes):
-            await self.cluster.sleep(0.5 + self.choose(16, "operator:pause") / 2)
+    async def ticker(self, name: str) -> None:
+        """Listens to a ticker on one node after the other."""
+        while True:
             nodes = [node for node in self.up() if not node.node.options.client_only]
-            what = self.choose(4, "operator:what")
-            try:
-                if what == 0 or len(nodes) < 2:
-                    await self.boot()
-                elif what == 1:
-                    await nodes[self.choose(len(nodes), "operator:node")].close()
-                    self.cluster.sometimes("a node closed")
-                elif what == 2:
-                    await nodes[self.choose(len(nodes), "operator:node")].add_worker(Worker(self.cluster))
-                    self.cluster.sometimes("a worker was added")
-                else:
-                    node = nodes[self.choose(len(nodes), "operator:node")]
-                    workers = node.workers
-                    if len(workers) > 1:
-                        await node.remove_worker(workers[-1])
-                        self.cluster.sometimes("a worker was removed")
-            except (CorepoolError, NodeCrashed):
-                continue
+            if nodes:
+                node = nodes[self.choose(len(nodes), f"{name}:node")]
+                await self._quietly(partial(self._listen, node))
+            await self.cluster.sleep(1.0)
 
-    async def ticker(self) -> None:
-        """Invariant 8: a number that two nodes were given would be a tick that fired twice."""
-        node = self.up()[0]
+    async def _listen(self, node: ClusterNode) -> None:
         async for number in node.ticker("tick", self.ttl / 2):
-            if number in self.ticks:
-                raise InvariantViolated(f"8: tick {number} fired on {self.ticks[number]} and on {node.name}")
-            self.ticks[number] = node.name
+            self.ticks.append(Tick(name="tick", number=number, node=node.name, at=self.cluster.now))
+            self.cluster.sometimes("a tick")
 
-    # --- the end ------------------------------------------------------------------------------------------------------
+    # --- operators ----------------------------------------------------------------------------------------------------
+
+    async def operator(self, name: str, changes: int) -> None:
+        """Nodes and workers join and leave; now and then a machine is restarted."""
+        for _ in range(changes):
+            await self.cluster.sleep(0.5 + self.choose(16, f"{name}:pause") / 2)
+            if self.last_orders:
+                return
+            nodes = [node for node in self.up() if not node.node.options.client_only]
+            what = self.choose(6, f"{name}:what")
+            if what == 0 or not nodes or (what != 2 and len(nodes) < 2):
+                await self.boot()
+                continue
+            node = nodes[self.choose(len(nodes), f"{name}:node")]
+            match what:
+                case 1:
+                    await self._quietly(node.close, "a node closed")
+                case 2:
+                    await self._quietly(partial(node.add_worker, Worker(self)), "a worker was added")
+                case 3 | 4:
+                    if workers := node.workers:
+                        await self._quietly(
+                            partial(node.remove_worker, workers[-1]),
+                            "a worker was removed",
+                        )
+                case _:
+                    await self._quietly(partial(self.cluster.restart, node), "a machine was restarted")
+
+    # --- a run --------------------------------------------------------------------------------------------------------
+
+    async def found(self) -> None:
+        """The first machines."""
+        for number in range(1 + self.choose(4, "nodes")):
+            await self.boot(workers=bool(number) or self.choose(6, "the first is idle") < 5)
+        if self.choose(2, "client node"):
+            await self.boot(client_only=True)
+
+    async def live(self, *disasters: Coroutine[Any, Any, None]) -> None:
+        """Clients, operators and what befalls the pool, until all of them are through.
+
+        Raises:
+            InvariantViolated: 9: a call does not return, although no fault keeps it from it any more.
+        """
+        create = asyncio.get_running_loop().create_task
+        tickers = [create(self.ticker(f"ticker-{number}")) for number in range(self.choose(3, "tickers"))]
+        tasks = [
+            create(self.client(f"client-{number}", 6 + self.choose(10, "operations")))
+            for number in range(1 + self.choose(3, "clients"))
+        ]
+        tasks.extend(
+            create(self.operator(f"operator-{number}", self.choose(5, "changes")))
+            for number in range(1 + self.choose(2, "operators"))
+        )
+        tasks.extend(create(disaster) for disaster in disasters)
+        await asyncio.wait(tasks, timeout=_LONGEST)
+        self.last_orders = True
+        self.cluster.world.calm()
+        await self._return_of(tasks)
+        for ticker in tickers:
+            ticker.cancel()
+        if tickers:
+            await asyncio.wait(tickers)
+        for task in tasks:
+            task.result()
+
+    async def _return_of(self, tasks: list[asyncio.Task[None]]) -> None:
+        """Invariant 9. A call takes at most its own time and that of the stop that may end it, when nothing goes wrong."""
+        _, late = await asyncio.wait(tasks, timeout=4 * self.ttl + 4 * self.options["call_timeout"] + self.bound)
+        if late:
+            calls = [
+                f"{call.name}{call.arguments} on {call.node}" for call in self.cluster.calls if call.returned is None
+            ]
+            raise InvariantViolated(f"9: these have not returned long after the last fault: {calls or late}")
+
+    @property
+    def bound(self) -> float:
+        """Within how many seconds after the last fault everything has come right: the times to live of a worker, its
+        cleaner and the cleaner's lock, each twice because observers begin anew; and a leave that was under way."""
+        return 12 * self.ttl + float(self.options["worker_shutdown_ttl"])
+
+    async def settle(self) -> None:
+        """Liveness: everything comes right within the bound, and stays right for a time to live.
+
+        Raises:
+            InvariantViolated: it does not.
+        """
+        cluster = self.cluster
+        cluster.world.calm()
+        if not any(node.workers for node in self.up()):
+            await self.boot()
+        look = AtRest(cluster, POOL)
+        problem, since = "9: nothing was looked at", cluster.now
+
+        def right() -> bool:
+            nonlocal problem, since
+            now = look.problem()
+            if now:
+                problem, since = now, cluster.now
+            return not now and cluster.now - since > self.ttl
+
+        try:
+            await cluster.eventually(right, within=self.bound, every=0.25)
+        except NotInTime:
+            raise InvariantViolated(f"{problem}, {self.bound:g} s after the last fault") from None
+        self.failed = look.failed
 
     def effects(self) -> list[Effect]:
         """What the handlers did, as the cluster's recorder wrote it down."""
-        told: list[Effect] = []
-        for key in sorted(self.cluster.recorder.tenures):
-            for tenure in self.cluster.recorder.of(key):
-                told.append(
-                    Effect(
-                        key=key,
-                        payload=tenure.payload,
-                        owner=tenure.machine,
-                        token=tenure.token,
-                        began=tenure.began,
-                        running=tenure.running,
-                        stopping=tenure.stopping,
-                        ended=tenure.ended,
-                        suspended=tenure.paused,
-                    )
-                )
-        return told
+        return [
+            Effect(
+                key=key,
+                payload=tenure.payload,
+                owner=tenure.machine,
+                token=tenure.token,
+                began=tenure.began,
+                running=tenure.running,
+                stopping=tenure.stopping,
+                ended=tenure.ended,
+                suspended=tenure.paused,
+            )
+            for key in sorted(self.cluster.recorder.tenures)
+            for tenure in self.cluster.recorder.of(key)
+        ]
 
-    async def settle(self) -> None:
-        """Liveness: within a stated multiple of the TTL after the last fault, everything has come right."""
-        bound = 12 * self.ttl + self.options["worker_shutdown_ttl"]
-        if not self.up():
-            await self.boot()
-        reader = self.cluster.machine("reader")
-        problem = "nothing was looked at"
+    def judge(self) -> None:
+        """What callers were told, against what handlers did.
 
-        async def right() -> bool:
-            nonlocal problem
-            problem = await reader.run(lambda: self._problem(reader.backend))
-            return not problem
+        Raises:
+            HistoryViolation: a promise was broken.
+        """
+        judge(
+            self.dispatches,
+            self.stops,
+            self.effects(),
+            settled_at=self.cluster.now,
+            failed=self.failed,
+            notifications=self.notifications,
+            heard=self.heard,
+            ticks=self.ticks,
+        )
 
+    # --- shutdown -----------------------------------------------------------------------------------------------------
+
+    async def shut_down(self) -> None:
+        """R6: the pool ends while jobs are dispatched and workers join. Then nothing of it is left and no handler runs; the
+        next incarnation begins empty.
+
+        Raises:
+            InvariantViolated: something is left.
+        """
+        cluster = self.cluster
+        node = self.up()[0]
+        began, self.last_orders = cluster.now, False
+        create = asyncio.get_running_loop().create_task
+        others = [create(self.client(f"late-{number}", 4)) for number in range(2)]
+        others.append(create(self._late_workers()))
+        await cluster.sleep(self.choose(16, "shutdown:after") / 8)
+        error = await self._quietly(node.shutdown, "a pool was shut down")
+        if error is not None:
+            raise InvariantViolated(f"9: shutdown raised {type(error).__name__}: {error}")
+        self.last_orders = True
+        await self._return_of(others)
         try:
-            await self.cluster.eventually(right, within=bound, every=0.5)
+            await cluster.eventually(lambda: not self._left(), within=8 * self.ttl)
         except NotInTime:
-            self.cluster.tell(f"not right: {problem}")
-            raise InvariantViolated(f"not right {bound:g} s after the last fault: {problem}") from None
-        judge(self.dispatches, self.stops, self.effects(), settled_at=self.cluster.now, failed=self.failed)
-
-    async def _problem(self, backend: Any) -> str:
-        """Invariants 10 to 12: what is not as it must be in the end, or ""."""
+            raise InvariantViolated(f"10 (R6): after a shutdown there is still {self._left()}") from None
+        unknown = OutcomeUnknown("a shutdown")
+        self.stops += [Stop(key=f"k{number}", invoked=began, returned=None, error=unknown) for number in range(_KEYS)]
         self.failed.clear()
-        nodes = [node for node in self.up() if node.node._session is not None]  # pyright: ignore[reportPrivateUsage]
-        if not nodes:
-            return "no node is up"
-        session = nodes[0].node._session  # pyright: ignore[reportPrivateUsage]
-        assert session is not None
-        store: PoolStore = session.context.store
-        namespace = backend.namespace(POOL)
-        records = {entry.key: decode(entry.value, JobRecord) async for entry in namespace.map(store.jobs).scan()}
-        workers = {worker.id for node in nodes for worker in node.workers}
-        listed = {entry.key async for entry in namespace.map(store.workers).scan()}
-        if listed != workers:
-            return f"workers in the map and workers alive differ: {sorted(listed ^ workers)}"
-        ids = {node.node.id for node in nodes}
-        listed = {entry.key async for entry in namespace.map(store.nodes).scan()}
-        if listed != ids:
-            return f"nodes in the map and nodes alive differ: {sorted(listed ^ ids)}"
-        for key, record in records.items():
-            running = self.cluster.running(key)
-            if record.state is JobState.FAILED:
-                self.failed.add(key)
-                continue
-            if record.state is not JobState.RUNNING or record.worker not in workers:
-                return f"{key} is {record.state.value} at {record.worker or 'nobody'}"
-            if len(running) != 1:
-                return f"{key} is RUNNING by its record, and runs on {[machine.name for machine in running]}"
-        for key in sorted(self.cluster.recorder.tenures):
-            if key not in records and self.cluster.owners(key):
-                return f"{key} has no record, and {self.cluster.owners(key)[0].name} has it"
-        return await self._leftovers(namespace, store, records, workers, ids)
+        self.judge()
 
-    async def _leftovers(
-        self, namespace: Any, store: PoolStore, records: dict[str, JobRecord], workers: set[str], ids: set[str]
-    ) -> str:
-        async def keys(name: str) -> set[str]:
-            return {entry.key async for entry in namespace.map(name).scan()}
+    async def _late_workers(self) -> None:
+        nodes = [node for node in self.up() if not node.node.options.client_only]
+        for _ in range(2):
+            await self.cluster.sleep(self.choose(16, "shutdown:join") / 8)
+            node = nodes[self.choose(len(nodes), "shutdown:node")]
+            error = await self._quietly(partial(node.add_worker, Worker(self)))
+            self.cluster.sometimes("a worker came too late", isinstance(error, PoolShutdownError))
 
-        async for entry in namespace.map(store.attention).scan():
-            return f"an attention entry is left: {entry.key} {decode(entry.value, Attention)}"
-        wanted = {record.job_id for record in records.values()}
-        if (payloads := await keys(store.payloads)) != wanted:
-            return f"payloads and jobs differ: {sorted(payloads ^ wanted)}"
-        if locks := await keys(store.worker_cleanup):
-            return f"cleanup locks are left: {sorted(locks)}"
-        if (beats := await keys(store.worker_keep_alive)) != workers:
-            return f"keep-alives of workers that are not there: {sorted(beats ^ workers)}"
-        if (beats := await keys(store.node_keep_alive)) != ids:
-            return f"keep-alives of nodes that are not there: {sorted(beats ^ ids)}"
+    def _left(self) -> list[str]:
         maps, streams = self.cluster.world.server.contents().get(POOL, ([], []))
-        inboxes = {store.worker_inbox(worker) for worker in workers} | {store.node_inbox(node) for node in ids}
-        if extra := sorted(set(streams) - inboxes - {store.queue}):
-            return f"streams that belong to nobody: {extra}"
-        indexes = {store.owned(worker) for worker in workers}
-        if extra := sorted(name for name in maps if name.startswith("owned@") and name not in indexes):
-            return f"indexes of workers that are not there: {extra}"
-        for worker in sorted(workers):
-            owned = await keys(store.owned(worker))
-            mine = {key for key, record in records.items() if record.worker == worker}
-            if owned != mine:
-                return f"the index of {worker} differs from its jobs: {sorted(owned ^ mine)}"
-        return ""
+        mine = ("jobs", "job_payloads", "attention", "owned@", "workers", "worker:", "queue")
+        handled = [f"{key} on a handler" for key in self.cluster.recorder.tenures if self.cluster.owners(key)]
+        return handled + [name for name in (*maps, *streams) if name.startswith(mine) and name.endswith(".1")]
 
 
 async def chaos(cluster: Cluster) -> None:
     """Nodes come, go and crash under faults while clients call; then everything must come right."""
-    ttl = (5.0, 10.0, 2.0)[cluster.choose(3, "ttl")]
-    options: dict[str, Any] = {
-        "worker_ttl": ttl,
-        "ack_grace_period": ttl * (0.5, 1.0)[cluster.choose(2, "grace")],
-        "call_timeout": 3 * ttl,
-        "worker_shutdown_ttl": 6 * ttl,
-        "start_backoff": 0.2,
-        "max_start_backoff": 2.0,
-        "max_start_attempts": (5, 2)[cluster.choose(2, "attempts")],
-        "neighbours": (3, 1)[cluster.choose(2, "neighbours")],
-        "max_queued_jobs": (1000, 2)[cluster.choose(2, "queue")],
-        "full_scan_interval": 4 * ttl,
-    }
-    run = Chaos(cluster, ttl, options)
-    for _ in range(1 + cluster.choose(4, "nodes")):
-        await run.boot()
-    if cluster.choose(2, "client node"):
-        await run.boot(workers=False)
-    async with asyncio.TaskGroup() as group:
-        for number in range(1 + cluster.choose(3, "clients")):
-            group.create_task(run.client(f"client-{number}", 6 + cluster.choose(10, "operations")))
-        group.create_task(run.operator(cluster.choose(5, "changes")))
+    run = Chaos.draw(cluster)
+    await run.found()
+    await run.live()
     await run.settle()
-    if run.dispatches and cluster.choose(4, "shutdown") == 3:
-        await _shut_down(run)
-
-
-async def _shut_down(run: Chaos) -> None:
-    """R6: after a shutdown nothing of the pool is left, and no handler runs."""
-    cluster = run.cluster
-    cluster.world.calm()
-    node = run.up()[0]
-    await node.shutdown()
-    cluster.sometimes("a pool was shut down")
-    store = node.node._session.context.store if node.node._session else None  # pyright: ignore[reportPrivateUsage]
-    assert store is not None
-
-    def clean() -> bool:
-        maps, _ = cluster.world.server.contents().get(POOL, ([], []))
-        handled = any(cluster.owners(key) for key in cluster.recorder.tenures)
-        return not handled and not [
-            name for name in maps if name.startswith(("jobs", "job_payloads", "owned@", "workers"))
-        ]
-
-    await cluster.eventually(clean, within=8 * run.ttl, what="a pool that was shut down is empty")
+    run.judge()
+    if cluster.choose(4, "shutdown") == 3:
+        await run.shut_down()

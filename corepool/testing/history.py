@@ -40,7 +40,7 @@ from corepool.errors import (
 )
 from corepool.pool import FencingToken
 
-__all__ = ["Dispatch", "Effect", "Heard", "HistoryViolation", "Notification", "Stop", "Tick", "judge"]
+__all__ = ["Dispatch", "Effect", "Heard", "HistoryViolation", "Notification", "Stop", "Tick", "judge", "judge_end"]
 
 
 @attrs.frozen(slots=True, kw_only=True)
@@ -142,26 +142,51 @@ def judge(
     Raises:
         HistoryViolation: a promise was broken.
     """
-    for call in (*dispatches, *stops, *notifications):
+    calls: list[Dispatch | Stop | Notification] = [*dispatches, *stops, *notifications]
+    for call in calls:
         if call.returned is None and not isinstance(call.error, OutcomeUnknown):
             raise HistoryViolation(f"9: a call on {call.key!r} at {call.invoked:.3f} never returned")
-    for key in sorted({call.key for call in (*dispatches, *stops)} | {effect.key for effect in effects}):
+    for key in sorted({call.key for call in dispatches} | {effect.key for effect in effects}):
         mine = [effect for effect in effects if effect.key == key]
-        calls = sorted((call for call in dispatches if call.key == key), key=lambda call: call.invoked)
+        attempts = sorted((call for call in dispatches if call.key == key), key=lambda call: call.invoked)
         its_stops = [call for call in stops if call.key == key]
         _judge_owners(key, mine)
-        for call in calls:
-            starts = [effect for effect in mine if effect.payload == call.payload]
-            _judge_dispatch(key, call, starts, settled_at)
-            _judge_stops(key, call, its_stops, starts)
-        succeeded = [call for call in calls if call.error is None and call.returned is not None]
+        for attempt in attempts:
+            starts = [effect for effect in mine if effect.payload == attempt.payload]
+            _judge_dispatch(key, attempt, starts, settled_at)
+            _judge_stops(key, attempt, its_stops, starts)
+        succeeded = [call for call in attempts if call.error is None and call.returned is not None]
         _judge_seconds(key, succeeded, its_stops)
-        _judge_refusals(key, calls, its_stops)
+        _judge_refusals(key, attempts, its_stops)
         if key not in failed:
             _judge_not_found(key, succeeded, its_stops)
             _judge_end(key, succeeded, its_stops, mine)
     _judge_notifications(notifications, heard)
     _judge_ticks(ticks)
+
+
+def judge_end(
+    dispatches: Sequence[Dispatch], stops: Sequence[Stop], effects: Sequence[Effect], *, failed: Collection[str] = ()
+) -> None:
+    """Judge only where a history ends: for a store that lost acknowledged writes, which may break other promises on the way.
+
+    Leave out the dispatches that may be among what was lost, and give the stops among it as `OutcomeUnknown`.
+
+    Raises:
+        HistoryViolation: 1 or 2: one owner of what was dispatched and never stopped; 5: its token is not the largest.
+    """
+    for key in sorted({call.key for call in dispatches} | {effect.key for effect in effects}):
+        mine = [effect for effect in effects if effect.key == key]
+        live = [effect for effect in mine if effect.ended is None]
+        if len(live) > 1:
+            raise HistoryViolation(f"1: {key!r} has two owners in the end: {live[0].owner} and {live[1].owner}")
+        for owner in live:
+            if any(effect.token > owner.token for effect in mine):
+                raise HistoryViolation(f"5: {owner.owner} has {key!r} in the end with a token that is not the largest")
+        calls = sorted((call for call in dispatches if call.key == key), key=lambda call: call.invoked)
+        if key not in failed:
+            succeeded = [call for call in calls if call.error is None and call.returned is not None]
+            _judge_end(key, succeeded, [stop for stop in stops if stop.key == key], mine)
 
 
 # --- owners ----------------------------------------------------------------------------------------------------------

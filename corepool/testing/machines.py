@@ -35,6 +35,9 @@ HandlerSource: TypeAlias = JobHandler | Callable[[], JobHandler]
 _BOOT_AGAIN = 1.0
 """Seconds after which a node that could not reach the store tries again."""
 
+_LAST_TURNS = 16
+"""Turns of the event loop in which calls of the scenario that waited for the closed connection see that and end."""
+
 
 @attrs.define(slots=True, eq=False)
 class Call:
@@ -180,7 +183,9 @@ class ClusterNode(Machine):
 
         self.up = False  # a nemesis leaves it alone from here on
         await self._call("close", (), closing)
-        await asyncio.sleep(0)
+        for _ in range(_LAST_TURNS):
+            if self.tasks():
+                await asyncio.sleep(0)
         if left := self.tasks():
             raise InvariantViolated(f"{self.name} was closed, but these tasks are left on it: {', '.join(left)}")
         self.went_down()
