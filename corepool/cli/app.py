@@ -19,6 +19,7 @@ from corepool.cli import (
     top_command,
     worker_command,
 )
+from corepool.cli.bench import command as bench_command
 from corepool.cli.common import stdout
 
 __all__ = ["app", "run"]
@@ -91,6 +92,7 @@ job_commands.register(app)
 top_command.register(app)
 driver_commands.register(app)
 conformance_command.register(app)
+bench_command.register(app)
 sim_commands.register(app)
 
 

@@ -111,14 +111,23 @@ def set_up_logging(*, verbose: bool = False, silent: bool = False) -> None:
 
 
 def execute(
-    main: Callable[[], Coroutine[Any, Any, T]], *, as_json: bool = False, verbose: bool = False, silent: bool = False
+    main: Callable[[], Coroutine[Any, Any, T]],
+    *,
+    as_json: bool = False,
+    verbose: bool = False,
+    silent: bool = False,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> T:
     """Run a command's coroutine; turn errors and signals into the exit codes of :class:`Exit`.
 
     With ``as_json`` an error is also printed as ``{"error": {"type": …, "message": …}}`` on standard output.
+    loop_factory: makes another event loop than asyncio's own.
     """
     set_up_logging(verbose=verbose, silent=silent)
     try:
+        if loop_factory is not None:
+            with asyncio.Runner(loop_factory=loop_factory) as runner:
+                return runner.run(_terminable(main))
         return asyncio.run(_terminable(main))
     except CorepoolError as error:
         if as_json:
