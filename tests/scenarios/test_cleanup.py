@@ -122,7 +122,7 @@ def test_a_cleaner_that_sleeps_past_its_lock(simulated: Simulated) -> None:
         await cluster.eventually(lambda: dead not in Store(cluster).workers(), within=CLEANER_DIED_TOO)
         before = {key: Store(cluster).jobs()[key].job_id for key in keys}
         await cluster.resume(sleeper)
-        cluster.sometimes("the sleeper woke up in the middle of a cleanup", True)
+        cluster.sometimes("the sleeper woke up in the middle of a cleanup", bool(gate.seen) and not gate.waiting)
         await Store(cluster).tidy()
         assert {key: record.job_id for key, record in Store(cluster).jobs().items()} == before
         assert all(len(cluster.running(key)) == 1 for key in keys)
@@ -167,7 +167,7 @@ def test_everybody_but_one_dies_at_once(simulated: Simulated) -> None:
         await cluster.sleep(2 * TTL)
         for node in pool[:6]:
             await cluster.crash(node)
-        cluster.sometimes("more died than a node watches", True)
+        cluster.sometimes("more died than a node watches", sum(not node.alive for node in pool) > 3)
         await cluster.eventually(lambda: _all_run(cluster, keys, pool[6:]), within=MOVED)
         await Store(cluster).tidy()
         assert len(Store(cluster).workers()) == 1
