@@ -107,8 +107,10 @@ class JobCalls:
                 if outcome.doubtful:
                     raise JobGoneError(f"{key!r} may have been admitted, run and been stopped by now; it is not there")
                 raise JobExistsError(f"a job with the key {key!r} exists already{_where(outcome.current)}")
-            if outcome.applied and not await self._withdraw(key, Stored(record, outcome.revision)):
-                return record, None  # somebody has taken it meanwhile: wait for the answer as usual
+            if outcome.applied:
+                withdrawn = await self._withdraw(key, Stored(record, outcome.revision))
+                if withdrawn is None or not withdrawn.applied or withdrawn.doubtful:
+                    return record, None  # somebody has taken it meanwhile: wait for the answer as usual
             if outcome.refusal is Refusal.FULL:
                 raise QueueFullError(
                     f"no worker is active and {context.options.max_queued_jobs} jobs wait already (max_queued_jobs); "
@@ -133,12 +135,12 @@ class JobCalls:
         if stored is not None and stored.record.job_id == job_id:
             await self._withdraw(key, stored)
 
-    async def _withdraw(self, key: str, stored: Stored) -> bool:
-        """R1: take back a job that was never claimed; False if there is something else by now."""
+    async def _withdraw(self, key: str, stored: Stored) -> Outcome | None:
+        """R1: take back a job that nobody holds; None if somebody does, or it was started."""
         if not transitions.may_withdraw(stored.record):
-            return False
+            return None
         try:
-            return (await self._context.protocol.remove(key, stored)).applied
+            return await self._context.protocol.remove(key, stored)
         except BackendUnavailable as error:
             raise OutcomeUnknown(f"{key!r} was admitted and cannot be taken back now: {error}") from error
 
@@ -196,9 +198,12 @@ class JobCalls:
             if stored.record.started:
                 return None
             if stored.record.state is JobState.PENDING:
-                if await self._withdraw(key, stored):
+                withdrawn = await self._withdraw(key, stored)
+                if withdrawn is not None and withdrawn.applied:
+                    if withdrawn.doubtful and (answer := await call.answer(0)) is not None:
+                        return self._judge_start(key, answer)
                     # A worker that died over it, or gave it back, may have begun it.
-                    if not transitions.never_claimed(stored.record):
+                    if withdrawn.doubtful or not transitions.never_claimed(stored.record):
                         raise JobGoneError(f"{key!r} did not get started within {deadline.seconds:g} s; no job is left")
                     raise DispatchTimeoutError(
                         f"no worker started {key!r} within {deadline.seconds:g} s; it was never started and was withdrawn"

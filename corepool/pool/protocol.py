@@ -54,7 +54,8 @@ class Outcome:
 
     applied: the record is now what was wanted, at ``revision``.
     current: if not applied, what stands there instead (None: no record).
-    doubtful: it is known only after an unknown outcome: if not applied now, it may have been for a while.
+    doubtful: it is known only after an unknown outcome. If not applied now, it may have been for a while; if it was a
+        removal, the record is gone, but perhaps by another hand.
     refusal: the doorbell's stream refused. With an atomic backend nothing was applied then; otherwise the record was.
     results: of the operations after the record, as far as they were carried out.
     """
@@ -276,7 +277,9 @@ class JobProtocol:
             revision = entry.revision if entry is not None else 0
             if not applied:
                 return Outcome(False, revision, current, doubtful=True)
-            return await self._complete(revision, [*before, *after])
+            outcome = await self._complete(revision, [*before, *after])
+            # A record that is as it was wanted is so by this hand; one that is gone may be so by another's.
+            return attrs.evolve(outcome, doubtful=isinstance(write, DeleteKey))
         except BackendUnavailable as error:
             raise OutcomeUnknown(f"whether the record of {key!r} was changed cannot be told now: {error}") from error
 

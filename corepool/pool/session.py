@@ -152,9 +152,13 @@ class Session:
             worker.removed = True
             await self.remove_worker(worker, self.context.options.worker_shutdown_ttl)
             raise
-        if self.context.membership.pool.shutdown or self.ended is not None:  # R6: look again after writing
+        if self.context.membership.pool.shutdown:  # R6: look again after writing
             await self._discard(worker)
             raise self.ended or PoolShutdownError(f"the pool {self.context.pool!r} was shut down")
+        if self.ended is not None:  # closed meanwhile: it may have jobs already, and leaves like any other
+            worker.removed = True
+            await self.remove_worker(worker, self.context.options.worker_shutdown_ttl)
+            raise self.ended
         if len(self.workers) == 1:
             self._loops.append(self.context.supervisor.loop("router", self.router.turn))
         self.liveness.beat_soon()
@@ -362,8 +366,7 @@ class Session:
                     return await asyncio.sleep(context.options.worker_ttl)
                 if pool.generation != self._pool_generation:
                     self._pool_generation = pool.generation
-                    for worker in list(self.workers.values()):
-                        context.supervisor.spawn(f"review {worker.id}", worker.review())
+                    context.supervisor.spawn("reassert", self._reassert())
                 if context.membership.generations != self._generations:
                     self._generations = context.membership.generations
                     self._rolled_back()
@@ -374,6 +377,19 @@ class Session:
                     continue
         finally:
             subscription.close()
+
+    async def _reassert(self) -> None:
+        """R13: the store went back. Say again that this node and its workers are active, and compare their jobs (R9)."""
+        context, members = self.context, self.context.membership
+
+        async def everything() -> None:
+            await members.change_node(context.node_id, MemberState.ACTIVE)
+            for worker in list(self.workers.values()):
+                if worker.accepting:
+                    await members.change_worker(worker.id, MemberState.ACTIVE)
+                await worker.review()
+
+        await context.supervisor.persist("reassert", everything, lambda: self.ended is not None)
 
     # --- leaving -----------------------------------------------------------------------------------------------------
 
