@@ -79,7 +79,7 @@ class Sweeper:
             if now - held[1] >= grace and (grace > 0 or self._is_adrift(name, stored)):
                 await self._attend(entry, attention, stored)
         if grace > 0:
-            await self._drop_stale_locks(now)
+            await self._drop_stale_locks()
 
     def _is_adrift(self, name: str, stored: Stored | None) -> bool:
         """Whether the record points at nobody who could act: no need to wait for a sign."""
@@ -142,7 +142,7 @@ class Sweeper:
 
     # --- locks and the backstop --------------------------------------------------------------------------------------
 
-    async def _drop_stale_locks(self, now: float) -> None:
+    async def _drop_stale_locks(self) -> None:
         """Locks of members that have no record: graves, and locks whose holder died after the last step.
 
         Before one goes, what a late request of the dead may have made since the burial goes as well (R12: ids are never
@@ -152,7 +152,9 @@ class Sweeper:
         members = {**context.membership.workers(), **context.membership.nodes()}
         locks: dict[str, tuple[int, float]] = {}
         stale: list[Entry] = []
-        async for entry in store.map(store.worker_cleanup).scan():
+        found = [entry async for entry in store.map(store.worker_cleanup).scan()]
+        now = context.clock.monotonic()  # not before they were seen
+        for entry in found:
             held = self._locks.get(entry.key, (entry.revision, now))
             locks[entry.key] = held = held if held[0] == entry.revision else (entry.revision, now)
             if entry.key not in members and now - held[1] > context.options.worker_ttl:
