@@ -186,11 +186,22 @@ class Chaos:
     async def _dispatch(self, node: ClusterNode, key: str) -> None:
         payload, invoked = self._number(), self.cluster.now
         timeout = (2.0, 4.0, 1.0, 0.2)[self.choose(4, "patience")] * self.ttl
-        error = await self._quietly(lambda: node.dispatch_job(key, payload, timeout=timeout))
+        error = await self._quietly(lambda: self._impatiently(node.dispatch_job(key, payload, timeout=timeout)))
         self._told("dispatch", error)
         self.dispatches.append(
             Dispatch(key=key, payload=payload, invoked=invoked, returned=self.cluster.now, error=error)
         )
+
+    async def _impatiently(self, call: Awaitable[None]) -> None:
+        """Now and then a caller is cancelled in the middle: what became of its call it does not know."""
+        if self.choose(12, "impatience") < 11:
+            await call
+            return
+        try:
+            async with asyncio.timeout((1 + self.choose(8, "how impatient")) / 40):
+                await call
+        except TimeoutError:
+            raise OutcomeUnknown("the caller was cancelled") from None
 
     async def _stop(self, node: ClusterNode, key: str) -> None:
         invoked = self.cluster.now
@@ -325,6 +336,8 @@ class Chaos:
         except NotInTime:
             raise InvariantViolated(f"{problem}, {self.bound:g} s after the last fault") from None
         self.failed = look.failed
+        for edge, count in sorted(self.rules.edges.items()):
+            cluster.world.trace.sometimes[f"a record took the way {edge}"] += count
 
     def effects(self) -> list[Effect]:
         """What the handlers did, as the cluster's recorder wrote it down."""
