@@ -39,7 +39,7 @@ class CleanupLock:
     async def take(self, seen: dict[str, tuple[int, float]]) -> bool:
         """Take it if it is free, or if it was seen not to change for a time to live. ``seen``: observations so far."""
         entry = await self._map.get(self._member)
-        now = self._context.clock.monotonic()  # not before it was seen: the answer may have taken as long as a lock lasts
+        now = self._context.clock.monotonic()  # not before it was seen: the answer may take as long as a lock lasts
         if entry is not None:
             revision, since = seen.get(self._member, (0, now))
             if revision != entry.revision:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from typing import Any, Self
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, Self, TypeVar
 
 from corepool.driver import Backend, check_duration, check_key, check_value
 from corepool.errors import ClientOnlyError, InvalidOptionError, NodeClosedError
@@ -28,6 +28,8 @@ from corepool.pool.wire import WorkerRecord
 from corepool.pool.worker import Worker
 
 __all__ = ["Node"]
+
+T = TypeVar("T")
 
 
 class Node:
@@ -97,7 +99,7 @@ class Node:
         if self.options.client_only:
             raise ClientOnlyError("this node was opened with client_only=True and holds no workers; open another one")
         session = self._open()
-        return await asyncio.shield(session.context.supervisor.spawn("add worker", session.add_worker(handler)))
+        return await self._of_the_node("add worker", session, session.add_worker(handler))
 
     async def remove_worker(self, worker: Worker) -> None:
         """Hand the worker's jobs over to others and remove it; at most ``worker_shutdown_ttl`` seconds, then others finish.
@@ -112,7 +114,7 @@ class Node:
         worker.removed = True
         if worker.id in session.workers:
             work = session.remove_worker(worker, self.options.worker_shutdown_ttl)
-            await asyncio.shield(session.context.supervisor.spawn("remove worker", work))
+            await self._of_the_node("remove worker", session, work)
 
     @property
     def workers(self) -> list[Worker]:
@@ -284,6 +286,17 @@ class Node:
         await session.leave(limit)
 
     # --- how ---------------------------------------------------------------------------------------------------------
+
+    async def _of_the_node(self, name: str, session: Session, work: Coroutine[Any, Any, T]) -> T:
+        """The result of a task of the node's. Its caller may be cancelled without it; if the node ends first, so does it."""
+        task = session.context.supervisor.spawn(name, work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if task.cancelled() and (caller is None or not caller.cancelling()):
+                raise session.ended or NodeClosedError("the node is closed") from None
+            raise
 
     def _open(self) -> Session:
         if self._session is None:
