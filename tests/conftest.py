@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.servers.live import Servers, check_backends, default_backends
+from tests.servers.live import Servers, check_backends, default_backends, real_servers
 
 BACKENDS = pytest.StashKey[list[str]]()
 
@@ -42,6 +42,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         # The ids end up in reports: of a URL, which may hold a password, they show the scheme.
         ids = [name.partition("://")[0] for name in backends]
         metafunc.parametrize("backend_url", backends, ids=ids, indirect=True)
+    if "server_name" in metafunc.fixturenames:
+        metafunc.parametrize("server_name", [name for name in backends if name in real_servers()])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Whoever chose no server chose not to run what needs one; that is no skip."""
+    if not set(config.stash[BACKENDS]) & set(real_servers()):
+        config.hook.pytest_deselected(items=[item for item in items if "server_name" in _fixtures(item)])
+        items[:] = [item for item in items if "server_name" not in _fixtures(item)]
+
+
+def _fixtures(item: pytest.Item) -> list[str]:
+    return getattr(item, "fixturenames", [])
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +69,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 def backend_url(request: pytest.FixtureRequest, servers: Servers) -> str:
     """A backend to test on. The drivers run the very same tests."""
     return servers.url(request.param)
+
+
+@pytest.fixture
+def server_url(server_name: str, servers: Servers) -> str:
+    """A server that other processes can reach; shared, so it must not be broken."""
+    return servers.url(server_name)
