@@ -86,9 +86,9 @@ class Connections:
         closing.add_done_callback(self._closing.discard)
 
     async def _supervise(self) -> None:
-        """Replace the link when it ends, for as long as the client lives. Never ends by itself."""
+        """Replace the link when it ends, for as long as the client lives."""
         turn = 0
-        while True:
+        while not self.closed.is_set():
             link = self._link
             if link is not None:
                 await link.ended.wait()
@@ -99,7 +99,7 @@ class Connections:
                 self._put_away(link)
             servers = self._known_servers(link)
             delay = 0.02
-            while self._link is None:
+            while self._link is None and not self.closed.is_set():
                 turn += 1
                 server = servers[turn % len(servers)]
                 try:
@@ -109,7 +109,8 @@ class Connections:
                     if turn % len(servers) == 0:
                         await asyncio.sleep(delay * (0.5 + self._random.random()))
                         delay = min(delay * 2, 1.0)
-            log.info("connected to %s", self._link.server)
+            if self._link is not None:
+                log.info("connected to %s", self._link.server)
 
     def _known_servers(self, link: Link | None) -> list[str]:
         """The servers of the URL, and those the last one told of (whose TLS names and WebSocket ports nobody can guess)."""

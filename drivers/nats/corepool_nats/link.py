@@ -114,6 +114,17 @@ class _Client(_NatsClient):
         return cast("Subscription", subscription)
 
 
+def _check_cancelled() -> None:
+    """nats-py's ``connect`` waits with ``wait_for``, which on Python 3.11 may swallow a cancellation.
+
+    Raises:
+        CancelledError: it did.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 def _tls_context(settings: Settings) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=str(settings.tls_ca) if settings.tls_ca else None)
     if settings.tls_cert and settings.tls_key:
@@ -227,6 +238,7 @@ class Link:
         try:
             async with asyncio.timeout(settings.connect_timeout):
                 await self._nc.connect(**options)
+                _check_cancelled()
                 await self._nc.listen(f"{self._inbox}.*", self._on_reply)
         except TimeoutError:
             self._fail(f"no answer within {settings.connect_timeout:g} s")
@@ -343,6 +355,8 @@ class Link:
         try:
             await self._nc.publish(subject, data, reply=reply, headers=dict(headers) if headers else None)
         except (NatsError, OSError) as error:
+            if not self._nc.is_connected:  # it has ended, and nats-py has not come round to saying so
+                self._fail(self._describe(self._nc.last_error or error))
             raise NotSent(self._describe(error)) from None
 
     async def begin(

@@ -141,12 +141,13 @@ class NatsWatch:
         Raises:
             FeedLost
         """
+        seen = self._revision  # by earlier feeds: what this one passes on meanwhile does not count
         asset = await self._assets.refresh(self._assets.maps, self._client.deadline())
         feed = MapFeed(self._assets, link, self._subjects, self._cache, self._changed)
         try:
             await feed.open(self._failures)
             self._failures = 0
-            if self._created is not None and await self._went_back(asset.created):
+            if self._created is not None and await self._went_back(asset.created, seen):
                 self._generation += 1
                 self._yielded = -1
                 self._revision = 0
@@ -161,13 +162,15 @@ class NatsWatch:
         finally:
             await feed.close()
 
-    async def _went_back(self, created: str) -> bool:
+    async def _went_back(self, created: str, seen: int) -> bool:
         if created != self._created:
+            log.warning("the stream %s was made again: %s, %s before", self._assets.maps.asset, created, self._created)
             return True
         target = self._assets.maps
         info = await self._client.api(f"STREAM.INFO.{target.asset}", b"", api.StreamInfo, self._client.deadline())
-        back = info.error is None and info.state.last_seq < self._revision
+        back = info.error is None and info.state.last_seq < seen
         if back:
+            log.warning("the stream %s ends at %d, this watch has seen %d", target.asset, info.state.last_seq, seen)
             self._client.report_loss(target.asset)
         return back
 
