@@ -1,8 +1,8 @@
 """Memory and time per job as a pool grows: ``python benchmarks/growth.py``.
 
-One process holds the store and all nodes, so the memory is that of everything together: the store's records and payloads, and what
-the owner of each job keeps. The rate is per second of processor time, which hardly depends on what else runs on the machine.
-A job costs the same from the first to the last, whatever the number of nodes; see also tests/budgets, which counts the commands.
+One process holds the store and all nodes, so the memory is that of everything together: the store's records and payloads, and
+what the owner of each job keeps. The rate is per second of processor time, which hardly depends on what else runs on the
+machine. A job costs the same from the first to the last, whatever the number of nodes; tests/budgets counts the commands.
 """
 
 from __future__ import annotations
