@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -59,6 +61,33 @@ async def refused(where: NatsServer | NatsCluster | str, kind: type[CorepoolErro
     return text(caught.value)
 
 
+Conversation = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def listening(serve: Conversation) -> AsyncGenerator[int]:
+    """A server of the test's own, and its port; every conversation has ended when it is left."""
+    conversations: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        conversations[task] = writer
+        try:
+            await serve(reader, writer)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(converse, "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+    for task, writer in conversations.items():
+        task.cancel()
+        await asyncio.wait([task])
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
 async def test_nobody_listens() -> None:
     said = await refused(f"nats://bob:{SECRET}@127.0.0.1:9", BackendUnavailable, connect_timeout=1)
     assert "127.0.0.1:9" in said
@@ -68,12 +97,9 @@ async def test_nobody_listens() -> None:
 async def test_something_else_listens() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 mail ready\r\n")
-        writer.close()
 
-    other = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = other.sockets[0].getsockname()[1]
-    assert "INFO" in await refused(f"nats://127.0.0.1:{port}", BackendUnavailable, connect_timeout=1)
-    other.close()
+    async with listening(serve) as port:
+        assert "INFO" in await refused(f"nats://127.0.0.1:{port}", BackendUnavailable, connect_timeout=1)
 
 
 @pytest.mark.parametrize("version", ["2.10.26", "1.4.1", "", "nonsense"])
@@ -86,14 +112,11 @@ async def test_an_old_server(version: str) -> None:
         while line := await reader.readline():
             if line.startswith(b"PING"):
                 writer.write(b"PONG\r\n")
-        writer.close()
 
-    other = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = other.sockets[0].getsockname()[1]
-    said = await refused(f"nats://127.0.0.1:{port}", UnsupportedServer, connect_timeout=2)
+    async with listening(serve) as port:
+        said = await refused(f"nats://127.0.0.1:{port}", UnsupportedServer, connect_timeout=2)
     assert "2.11" in said
     assert "upgrade" in said
-    other.close()
 
 
 async def test_jetstream_is_off(start: Start) -> None:
