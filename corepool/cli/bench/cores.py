@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import attrs
 
@@ -50,7 +50,7 @@ def choose(wish: str | None) -> Cores:
 
 
 @contextlib.contextmanager
-def pinned(core: int | None) -> Iterator[None]:
+def pinned(core: int | None) -> Generator[None]:
     """Stay on one core for the length of the block."""
     if core is None:
         yield
