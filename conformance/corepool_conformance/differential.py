@@ -169,6 +169,7 @@ class Side:
         self._seen: dict[tuple[str, str], list[int]] = {}  # revisions of each key, oldest first
         self._newest: dict[str, list[int]] = {}  # revisions of each map, since it was last destroyed
         self._floor: dict[str, int] = {}  # the largest revision of each map
+        self._unsure: set[str] = set()  # maps whose revision a write that changed nothing may have moved, or not
         self._ids: dict[str, list[str]] = {}
 
     async def run(self, step: Step) -> Observation:
@@ -214,8 +215,10 @@ class Side:
         if commit.applied:
             nothing = value is None and commit.previous is None  # may have a revision of its own, or the map's
             grew = nothing or commit.revision > self._floor.get(name, 0)
-            self._reached(name, commit.revision, instead=nothing)
-            if not nothing:
+            if nothing:
+                self._unsure.add(name)
+            else:
+                self._reached(name, commit.revision)
                 self._seen.setdefault((name, key), []).append(commit.revision)
         return (
             "applied" if commit.applied else "refused",
@@ -223,14 +226,11 @@ class Side:
             "grew" if grew else "shrank",
         )
 
-    def _reached(self, name: str, revision: int, *, instead: bool = False) -> None:
-        """The map is at ``revision``; ``instead``: by a write that changed nothing, so that it is no step of its own."""
+    def _reached(self, name: str, revision: int) -> None:
+        self._unsure.discard(name)
         if revision > self._floor.get(name, 0):
             self._floor[name] = revision
-            newest = self._newest.setdefault(name, [])
-            if instead and newest:
-                newest.pop()
-            newest.append(revision)
+            self._newest.setdefault(name, []).append(revision)
 
     def _entry(self, name: str, entry: Entry | None) -> Observation:
         if entry is None:
@@ -265,7 +265,7 @@ class Side:
         when = ALWAYS if condition == "always" else ABSENT
         if condition == "stale":
             when = When(revisions[0] if len(revisions) > 1 else _NOBODYS)
-        elif condition == "current" and revisions:
+        elif condition == "current" and revisions and name not in self._unsure:
             when = When(revisions[-1])
         commit = await self._map(name).clear(when)
         self._reached(name, commit.revision)

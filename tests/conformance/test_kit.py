@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from corepool_conformance.contract.test_limits import ODD
 from corepool_conformance.kit import REGISTRY, Contract
 from corepool_conformance.known import KnownFailuresError, read_known_failures
 from corepool_conformance.promises import PROMISES
@@ -122,6 +123,10 @@ def test_the_plugin_is_light() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+def test_odd_names_are_all_different() -> None:
+    assert len(set(ODD)) == len(ODD)
 
 
 def test_every_module_of_the_contract_is_in_the_suite() -> None:
