@@ -125,16 +125,23 @@ class Chaos:
             await self.cluster.sleep(0.5)
         name = f"node-{len(self.cluster.machines) + 1}"
         handler = (lambda: Worker(self)) if workers and not client_only else None
-        try:
-            await self.cluster.node(POOL, worker=handler, name=name, client_only=client_only, **self.options)
-            return
-        except (CorepoolError, NodeCrashed):
+        booting = self.cluster.node(POOL, worker=handler, name=name, client_only=client_only, **self.options)
+        if self.choose(8, "power cut while joining") < 7:
+            error = await self._quietly(lambda: booting)
+        else:
+            cut = asyncio.get_running_loop().create_task(self._cut_power(name))
+            error = await self._quietly(lambda: booting)
+            await cut
+        while error is not None:
             self.cluster.sometimes("a node did not come up at once")
-        while not self._is_up(name):
             await self.cluster.sleep(1.0)
-            machine = self.cluster.get(name)
-            if isinstance(machine, ClusterNode) and not machine.up and machine.alive:
-                await self._quietly(lambda: self.cluster.restart(name))
+            error = await self._quietly(lambda: self.cluster.restart(name))
+
+    async def _cut_power(self, name: str) -> None:
+        """In the middle of its first steps, if it takes so long."""
+        await self.cluster.sleep(self.choose(24, "power cut after") / 48)
+        if not self._is_up(name):
+            await self.cluster.crash(name)
 
     def _is_up(self, name: str) -> bool:
         machine = self.cluster.get(name)

@@ -1,0 +1,1 @@
+"""The pool under everything that can befall it, by default and as far as one likes."""

@@ -1,0 +1,87 @@
+"""Runs of the chaos scenarios: each once, whoever asks for it, and what they covered all together.
+
+Invariants: a run is a function of scenario, kind of store and seed; watching what happens in it changes nothing.
+Neighbours: ``test_chaos`` and ``test_regressions`` ask for runs; ``coverage`` watches; ``conftest`` prints the total.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from functools import cache
+from typing import Any
+
+import attrs
+
+from corepool.testing import Budgets, Cluster, Faults, simulate_cluster
+from corepool.testing.chaos import chaos
+from corepool.testing.disasters import minority, outage, rollback
+from corepool_memory.options import MemoryOptions
+
+from .coverage import Coverage, watched
+
+__all__ = ["BUDGETS", "KINDS", "SCENARIOS", "TOTAL", "Total", "run"]
+
+SCENARIOS: dict[str, Callable[[Cluster], Awaitable[object]]] = {
+    "chaos": chaos,
+    "minority": minority,
+    "outage": outage,
+    "rollback": rollback,
+}
+KINDS = {"atomic": True, "steps": False}
+"""Stores whose commits are all or nothing, and those that apply them step by step."""
+
+BUDGETS = Budgets(steps=2_000_000, virtual_seconds=3 * 3600.0)
+
+
+@attrs.define
+class Total:
+    """What all runs of this session came to."""
+
+    runs: int = 0
+    virtual: float = 0.0
+    cpu: float = 0.0
+    covered: Counter[str] = attrs.field(factory=Counter)
+
+    def __str__(self) -> str:
+        hours = self.virtual / 3600
+        speed = self.virtual / self.cpu if self.cpu else 0.0
+        return (
+            f"{self.runs} runs, {hours:.1f} simulated pool-hours in {self.cpu:.0f} s of CPU ({speed:.0f} x real time)"
+        )
+
+
+TOTAL = Total()
+
+
+@cache
+def run(scenario: str, kind: str, seed: int) -> str:
+    """The report of a run that failed, reduced to what matters; "" if it passed. The second time it costs nothing."""
+    return _run(scenario, kind, seed, {})
+
+
+def _run(scenario: str, kind: str, seed: int, options: dict[str, Any]) -> str:
+    began = time.process_time()
+    coverage = Coverage()
+    with watched(coverage):
+        result = simulate_cluster(
+            SCENARIOS[scenario],
+            seed=seed,
+            faults=Faults.everything(),
+            budgets=BUDGETS,
+            name=scenario,
+            store_options=MemoryOptions(atomic_commit=KINDS[kind]),
+            **options,
+        )
+    TOTAL.runs += 1
+    TOTAL.virtual += result.virtual_seconds
+    TOTAL.cpu += time.process_time() - began
+    TOTAL.covered.update({f"fault: {name}": count for name, count in result.faults.items()})
+    TOTAL.covered.update(result.sometimes)
+    TOTAL.covered.update(coverage.seen)
+    if result.passed:
+        return ""
+    return result.report(
+        f"pytest 'tests/chaos/test_chaos.py::test_{scenario}[{kind}-{seed}]'   # or the token {{token}}"
+    )

@@ -1,0 +1,119 @@
+"""Whole pools under all kinds of faults: whatever befalls them, the promises of DESIGN 5 hold.
+
+Each test is one run, a function of its seed; its failure prints the smallest run that fails alike, its story, and a token.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from .conftest import default_runs
+from .coverage import RECOVERIES, TRANSITIONS
+from .exploring import KINDS, TOTAL, run
+
+FAULTS = (
+    "request lost",
+    "reply lost",
+    "reset before",
+    "reset after",
+    "reset during",
+    "late",
+    "doubled",
+    "crash",
+    "pause",
+    "partition",
+    "clog",
+    "skew",
+    "rollback",
+)
+SITUATIONS = (
+    *(
+        f"dispatch: {outcome}"
+        for outcome in (
+            "success",
+            "JobExistsError",
+            "JobStartError",
+            "JobGoneError",
+            "DispatchTimeoutError",
+            "OutcomeUnknown",
+            "QueueFullError",
+            "BackendUnavailable",
+            "PoolShutdownError",
+        )
+    ),
+    *(f"stop: {outcome}" for outcome in ("success", "JobNotFoundError", "OutcomeUnknown", "BackendUnavailable")),
+    *(f"notify: {outcome}" for outcome in ("success", "JobNotFoundError", "JobNotifyError", "OutcomeUnknown")),
+    "retry",
+    "a tick",
+    "a node did not come up at once",
+    "a node closed",
+    "a worker was added",
+    "a worker was removed",
+    "a machine was restarted",
+    "a pool was shut down",
+    "a worker came too late",
+    "a minority is down for good",
+    "the store was away for longer than a worker lives",
+    "the store went back",
+    *(f"a record took the way {edge}" for edge in ("claim", "confirm", "release", "revive", "ask_stop", "fail")),
+)
+
+
+def _passes(scenario: str, kind: str, seed: int) -> None:
+    if report := run(scenario, kind, seed):
+        pytest.fail(report, pytrace=False)
+
+
+@pytest.mark.timeout(120)
+def test_chaos(kind: str, seed: int) -> None:
+    """Nodes come, go and crash under faults while clients call."""
+    _passes("chaos", kind, seed)
+
+
+@pytest.mark.timeout(120)
+def test_minority(kind: str, seed: int) -> None:
+    """The same, and a minority of the machines never comes back."""
+    _passes("minority", kind, seed)
+
+
+@pytest.mark.timeout(120)
+def test_outage(kind: str, seed: int) -> None:
+    """The same, and the whole store is away for longer than ``worker_ttl``."""
+    _passes("outage", kind, seed)
+
+
+@pytest.mark.timeout(120)
+def test_rollback(kind: str, seed: int) -> None:
+    """The same, and the store loses acknowledged writes (R13)."""
+    _passes("rollback", kind, seed)
+
+
+@pytest.mark.timeout(600)
+def test_all_of_it_happens(request: pytest.FixtureRequest) -> None:
+    """Every kind of fault, every outcome a caller can be told, every transition of a record and every path of recovery is
+    reached by the default seeds: a run in which nothing happens proves nothing."""
+    for scenario, kind, seed in default_runs(request.config):
+        run(scenario, kind, seed)
+    wanted = [f"fault: {name}" for name in FAULTS] + [*SITUATIONS, *TRANSITIONS, *RECOVERIES]
+    assert [what for what in wanted if not TOTAL.covered[what]] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_is_a_function_of_its_seed(kind: str) -> None:
+    """Watched or not, the same events at the same times: else no failure could be replayed."""
+    from corepool.testing import Faults, simulate_cluster
+    from corepool.testing.chaos import chaos
+    from corepool_memory.options import MemoryOptions
+
+    from .coverage import Coverage, watched
+    from .exploring import BUDGETS
+
+    def digest() -> str:
+        options = MemoryOptions(atomic_commit=KINDS[kind])
+        return simulate_cluster(
+            chaos, seed=3, faults=Faults.everything(), budgets=BUDGETS, name="chaos", store_options=options
+        ).digest
+
+    plain = digest()
+    with watched(Coverage()):
+        assert digest() == plain
