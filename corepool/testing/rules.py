@@ -298,7 +298,7 @@ class StoreRules:
             silence = self._cluster.now - self._silent_since.get(member, 0.0)
             if silence < _CLOCKS * self._ttl:
                 _fail(f"6: {who} declared {member} dead {silence:.3f} s after a sign of life")
-        elif member in self._dead:
+        elif before is not None and before.value.dead:  # after the burial a late request of the joiner may still arrive
             _fail(f"6 (R7): {member} was declared dead and gives a sign of life")
         elif member not in self._home:
             _fail(f"11 (R11): {member} gives a sign of life before it has a record")
