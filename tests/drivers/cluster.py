@@ -28,7 +28,7 @@ import corepool
 from corepool import BackendUnavailable, CorepoolError, FencingToken, Node
 from corepool.testing.history import Dispatch, Effect, judge
 
-__all__ = ["Cluster", "Process", "eventually", "summary"]
+__all__ = ["Cluster", "Process", "eventually", "settled", "summary"]
 
 TTL = 3.0
 OPTIONS = {
@@ -223,3 +223,20 @@ class Cluster:
     def judge(self) -> None:
         """Hold the pool to its promises (DESIGN 5)."""
         judge(self.dispatches, [], self.effects(), settled_at=time.monotonic())
+
+
+async def settled(cluster: Cluster, promised: set[str]) -> None:
+    """Wait until all that was promised runs, and what has a record is what runs."""
+    deadline = time.monotonic() + 10 * TTL
+    while True:
+        running, recorded = cluster.running().keys(), set(await cluster.client.job_keys())
+        if promised <= running and running == recorded:
+            return
+        if time.monotonic() > deadline:
+            wrong = sorted((promised - running) | (running ^ recorded))
+            told = "\n".join([str(await cluster.client.explain(key)) for key in wrong[:5]])
+            raise AssertionError(
+                f"after {10 * TTL:g} s {len(promised - running)} that were promised do not run, {len(running - recorded)} run "
+                f"without a record, {len(recorded - running)} have a record and do not run, e.g. {wrong[:5]}:\n{told}"
+            )
+        await asyncio.sleep(0.2)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.drivers.cluster import OPTIONS, TTL, Cluster, eventually, summary
+from tests.drivers.cluster import OPTIONS, TTL, Cluster, eventually, settled, summary
 from tests.servers.live import LiveServer, make_server
 
 JOBS = 1000
@@ -49,7 +49,7 @@ async def test_the_server_dies_in_the_middle_of_a_thousand_dispatches(own_server
 
         promised = {call.key for call in cluster.dispatches if call.error is None}
         unclear = {call.key for call in cluster.dispatches if call.error is not None} - promised
-        await _settled(cluster, promised)
+        await settled(cluster, promised)
         longest = max(call.returned - call.invoked for call in cluster.dispatches if call.returned is not None)
         tokens = {effect.token.generation for effect in cluster.effects()}
         starts = len(cluster.effects())
@@ -63,20 +63,3 @@ async def test_the_server_dies_in_the_middle_of_a_thousand_dispatches(own_server
         assert longest < 2 * OPTIONS["call_timeout"]
         assert tokens == {0}, "the store lost nothing, and nobody thought it had"
         cluster.judge()
-
-
-async def _settled(cluster: Cluster, promised: set[str]) -> None:
-    """All that was promised runs, and what has a record is what runs."""
-    deadline = time.monotonic() + 10 * TTL
-    while True:
-        running, recorded = cluster.running().keys(), set(await cluster.client.job_keys())
-        if promised <= running and running == recorded:
-            return
-        if time.monotonic() > deadline:
-            wrong = sorted((promised - running) | (running ^ recorded))
-            told = "\n".join([str(await cluster.client.explain(key)) for key in wrong[:5]])
-            raise AssertionError(
-                f"after {10 * TTL:g} s {len(promised - running)} that were promised do not run, {len(running - recorded)} run "
-                f"without a record, {len(recorded - running)} have a record and do not run, e.g. {wrong[:5]}:\n{told}"
-            )
-        await asyncio.sleep(0.2)
