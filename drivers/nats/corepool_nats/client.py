@@ -370,7 +370,7 @@ class Client:
 
     async def _fence(self, identity: str, unknown: _Unknown, deadline: float) -> int | None:
         target = unknown.target
-        told, sent_before = "no answer", False
+        told, sent_before, behind = "no answer", False, False
         while True:
             link = await self.link(deadline)
             remaining = deadline - time.monotonic()
@@ -394,6 +394,11 @@ class Client:
             answer = api.decode(reply.data, api.PubAck)
             if answer.error is not None:
                 told = answer.error.description
+                if answer.error.err_code == api.DUPLICATE_IN_PROCESS:
+                    if behind:
+                        return None
+                    behind = await self._wait_behind(target, deadline)
+                    continue
                 if not api.is_passing(answer.error):
                     raise api.explain(answer.error, f"fencing in {target.asset}")
                 await self.pause(deadline)
@@ -401,6 +406,19 @@ class Client:
             if answer.duplicate and sent_before and await self._is_fence(target, answer.seq, deadline):
                 return None
             return answer.seq if answer.duplicate else None
+
+    async def _wait_behind(self, target: Target, deadline: float) -> bool:
+        """The leader has the id on its list without a sequence: the write has reached it, and is under way to the others or was
+        refused (a refused one stays on the list until the window has passed). What is stored now is behind it in the order of
+        that leader: if the id has no sequence then, the write was refused, and nothing of it travels any more.
+        """
+        try:
+            link = await self.link(deadline)
+            reply = await link.request(target.fence, _BODY, timeout=min(self.left(deadline), self.patience))
+            return api.decode(reply.data, api.PubAck).error is None
+        except LinkError:
+            await self.pause(deadline)
+            return False
 
     async def _is_fence(self, target: Target, sequence: int, deadline: float) -> bool:
         """Whether the message is the fence of an earlier try, rather than the write."""

@@ -283,7 +283,10 @@ class Link:
         writer = getattr(transport, "_io_writer", None)
         if writer is not None:
             writer.transport.abort()
-        for step in (self._nc.close, *((transport.close, transport.wait_closed) if transport is not None else ())):
+        session = getattr(transport, "_client", None)  # of a WebSocket
+        steps = [session.close] if session is not None else []
+        steps += [self._nc.close] if transport is None else [self._nc.close, transport.close, transport.wait_closed]
+        for step in steps:
             try:
                 async with asyncio.timeout(2.0):
                     result = step()
