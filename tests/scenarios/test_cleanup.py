@@ -121,8 +121,8 @@ def test_a_cleaner_that_sleeps_past_its_lock(simulated: Simulated) -> None:
         await cluster.eventually(lambda: _all_run(cluster, keys, awake), within=CLEANER_DIED_TOO)
         await cluster.eventually(lambda: dead not in Store(cluster).workers(), within=CLEANER_DIED_TOO)
         before = {key: Store(cluster).jobs()[key].job_id for key in keys}
+        cluster.sometimes("the sleeper woke up in the middle of a cleanup", bool(gate.waiting))
         await cluster.resume(sleeper)
-        cluster.sometimes("the sleeper woke up in the middle of a cleanup", bool(gate.seen) and not gate.waiting)
         await Store(cluster).tidy()
         assert {key: record.job_id for key, record in Store(cluster).jobs().items()} == before
         assert all(len(cluster.running(key)) == 1 for key in keys)
