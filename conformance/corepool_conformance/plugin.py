@@ -125,7 +125,7 @@ def pytest_pycollect_makeitem(collector: Any, name: str, obj: object) -> Generat
 @pytest.fixture
 def corepool_kit(request: pytest.FixtureRequest) -> Kit:
     """One contract test's view of the driver under test."""
-    node = cast("Any", request.node)  # pyright: ignore[reportUnknownMemberType]  untyped in pytest
+    node: Any = request.node  # pyright: ignore[reportUnknownMemberType]  untyped in pytest
     return run_of(request.config).kit_for(node, node.cls)
 
 

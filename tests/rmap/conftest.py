@@ -32,6 +32,7 @@ from corepool.driver import (
     connect,
 )
 from corepool.rmap import TEXT, Codec, ReplicatedMap
+from tests.rmap.joining import Join, soon
 
 
 @pytest.fixture
@@ -71,6 +72,22 @@ async def opened(store: FakeStore) -> AsyncIterator[Callable[..., Awaitable[Repl
     yield open_map
     for one in maps:
         await one.aclose()
+
+
+@pytest.fixture
+async def join(backend: Backend, other_backend: Backend, fresh: str) -> AsyncIterator[Join]:
+    """Joins the test's map; with ``other=True`` as another process would."""
+    joined: list[ReplicatedMap[Any]] = []
+
+    async def join_map(*, other: bool = False, name: str = fresh, **options: Any) -> ReplicatedMap[Any]:
+        one = await soon(ReplicatedMap.join(other_backend if other else backend, name, **options))
+        joined.append(one)
+        return one
+
+    yield join_map
+    for one in joined:
+        await soon(one.aclose())
+    await soon(backend.namespace("maps").map(fresh).destroy())
 
 
 class FakeWatch:
