@@ -298,7 +298,7 @@ async def test_a_leader_is_killed_amid_dispatches(cluster: NatsCluster, open_nat
         listening.cancel()
         await asyncio.wait([listening])
     missing = {key for key in done if key not in entries or key not in payloads}
-    stamps = {key: {stamp for stamp in heard[key]} for key in done}
+    stamps = {key: set(heard[key]) for key in done}
     doubled = {key for key, seen in stamps.items() if len(seen) > 1}
     print(
         f"{DISPATCHES} dispatches, the leader killed in the middle, {took:.0f} s: {len(done)} done, "

@@ -267,7 +267,7 @@ async def test_a_stream_with_a_limit_refuses_and_drops_nothing(start: Start, ope
 
 
 async def test_preflight_finds_what_endangers_data(start: Start, open_nats: Open, name: str) -> None:
-    server = start('authorization { user: bob, password: "%s" }' % SECRET)
+    server = start(f'authorization {{ user: bob, password: "{SECRET}" }}')
     url = f"nats://bob:{SECRET}@127.0.0.1:{server.port}"
     backend = await open_nats(url, storage="memory")
     await backend.namespace(name).map("m").set("k", b"v")
