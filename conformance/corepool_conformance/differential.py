@@ -268,7 +268,8 @@ class Side:
         elif condition == "current" and revisions and name not in self._unsure:
             when = When(revisions[-1])
         commit = await self._map(name).clear(when)
-        self._reached(name, commit.revision)
+        if commit.applied:  # of an empty map it changes nothing, and what its revision then is stays open
+            self._newest[name] = []
         return ("applied" if commit.applied else "refused", commit.previous)
 
     async def _do_destroy_map(self, name: str) -> Observation:

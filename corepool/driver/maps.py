@@ -85,7 +85,8 @@ class Commit:
         reached it shows why (0 if there is none to wait for).
     previous: the entry that stood there just before the write was decided; if not applied, the one that stood in the way.
 
-    Deleting an absent key changes nothing, counts as applied, and may return the map's current revision.
+    Deleting an absent key or clearing an empty map changes nothing, counts as applied, and may return the map's current
+    revision. Whatever revision it returns, every watch reaches it (M3).
     """
 
     applied: bool

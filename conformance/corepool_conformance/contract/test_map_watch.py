@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from corepool.driver import Change, Cleared, Entry, MapStore, Set, Snapshot
+from corepool.driver import REVISION, Change, Cleared, Entry, MapStore, Set, Snapshot
 from corepool.errors import BackendUnavailable, OutcomeUnknown
 from corepool_conformance.kit import Contract, Kit, PromiseBroken, promise
 from corepool_conformance.waiting import Follower, Ledger
@@ -134,6 +134,28 @@ class TestMapWatch(Contract):
                     assert snapshot.entries == (), "a snapshot taken after a clear was acknowledged holds keys"
                     break
                 await asyncio.sleep(0)  # a driver in this process may answer without ever letting the clear run
+
+    @promise("M3")
+    async def test_writes_that_change_nothing_are_reached_too(self, kit: Kit) -> None:
+        other, m, reader = await kit.map("other"), *(await kit.maps(2))
+        follower = await Follower.start(kit, reader)
+        for number in range(5):  # so that a counter shared by the maps of a namespace moves on
+            await other.set("k", b"%d" % number)
+        await follower.reached((await m.delete("absent")).revision)
+        await follower.reached((await m.clear()).revision)
+        await m.set("k", b"v")
+        await other.set("k", b"again")
+        await follower.reached((await m.delete("absent")).revision)
+        refused = await m.delete("absent", REVISION((await other.set("k", b"once more")).revision))
+        assert not refused.applied
+        await follower.reached(refused.revision)
+        await m.destroy()
+        await other.set("k", b"last")
+        await follower.reached((await m.delete("absent")).revision)
+        refused = await m.set("absent", b"v", REVISION((await other.set("k", b"end")).revision))
+        assert not refused.applied
+        await follower.reached(refused.revision)
+        await follower.aclose()
 
     @promise("M3")
     async def test_a_watch_outlives_destroy(self, kit: Kit) -> None:
