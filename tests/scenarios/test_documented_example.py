@@ -22,7 +22,7 @@ BEGIN, END = "```text\n", "```\n"
 
 def _pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n", "0", *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONHASHSEED": "random", "COLUMNS": "200"},
         capture_output=True,
