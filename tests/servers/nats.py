@@ -11,6 +11,7 @@ filled. CI runs the suite with both.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,6 +65,7 @@ class NatsServer:
     directory: Path
     name: str = "n1"
     port: int = attrs.field(factory=lambda: free_ports(1)[0])
+    monitor: int | None = None
     jetstream: bool = True
     config: str = ""
     binary: Path = attrs.field(factory=server_binary)
@@ -136,6 +139,8 @@ class NatsServer:
         lines = [f'server_name: "{self.name}"', f"listen: 127.0.0.1:{self.port}"]
         if self.jetstream:
             lines.append(f'jetstream {{ store_dir: "{self.directory / self.name}" }}')
+        if self.monitor is not None:
+            lines.append(f"http: 127.0.0.1:{self.monitor}")
         return "\n".join([*lines, self.config, ""])
 
 
@@ -148,13 +153,14 @@ class NatsCluster:
     servers: Sequence[NatsServer] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        ports = free_ports(6)
-        routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports[3:])
+        ports = free_ports(9)
+        routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in ports[3:6])
         self.servers = [
             NatsServer(
                 directory=self.directory,
                 name=f"n{at + 1}",
                 port=ports[at],
+                monitor=ports[6 + at],
                 config=f"cluster {{ name: c1, listen: 127.0.0.1:{ports[3 + at]}, routes: [{routes}] }}\n{self.config}",
             )
             for at in range(3)
@@ -166,8 +172,26 @@ class NatsCluster:
         return "nats://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers)
 
     def start(self) -> None:
+        """Start, and wait until they have a leader that knows them all."""
         for server in self.servers:
             server.start()
+        deadline = time.monotonic() + 2 * _START_SECONDS
+        while not any(self._leads(server) for server in self.servers):
+            if time.monotonic() > deadline:
+                raise RuntimeError("the three servers did not become a cluster")
+            time.sleep(0.05)
+
+    def _leads(self, server: NatsServer) -> bool:
+        """Whether this server leads the cluster, with all others up to date."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.monitor}/jsz", timeout=2) as reply:
+                meta = json.load(reply).get("meta_cluster") or {}
+        except OSError:
+            return False
+        replicas = meta.get("replicas") or []
+        return len(replicas) == len(self.servers) - 1 and all(
+            each.get("current") and not each.get("offline") for each in replicas
+        )
 
     def stop(self) -> None:
         for server in self.servers:

@@ -185,6 +185,11 @@ _PASSING = frozenset(
 )
 
 
+def is_forming(error: ApiError) -> bool:
+    """Whether a stream cannot be made because a server of the cluster is not, or not yet, there."""
+    return error.err_code == 10005 and "offline" in error.description
+
+
 def is_missing(error: ApiError | None) -> bool:
     """Whether the stream, consumer or message does not exist."""
     return error is not None and error.err_code in (NO_MESSAGE, NO_STREAM, NO_CONSUMER)

@@ -67,6 +67,9 @@ class Assets:
                 if info.error is not None:
                     if info.error.err_code == api.NAME_IN_USE:
                         continue  # somebody else made it a moment ago
+                    if api.is_forming(info.error) and not self.client.expired(deadline):
+                        await self.client.pause(deadline)
+                        continue
                     raise api.explain(info.error, f"preparing the JetStream stream {target.asset}")
                 if info.config is None:
                     raise BackendUnavailable(f"the server describes {target.asset} without its configuration")
