@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NodeContext", "PoolLog", "new_id"]
 
+_CLAIMS_AT_ONCE = 32
+"""Of jobs that are claimed again after a fence or an outage."""
 _MOST_HOPS = 32  # a notification that was forwarded so often runs after a job that never stays anywhere
 
 
@@ -71,6 +73,7 @@ class NodeContext:
         self.random: random.Random = backend.random
         self.protocol = JobProtocol(store, backend.clock, options.ack_grace_period / 2)
         self.calls = Calls()
+        self.claims = asyncio.Semaphore(_CLAIMS_AT_ONCE)
         self.moves = asyncio.Semaphore(options.max_moves_in_flight)
         self.sweep_wanted = asyncio.Event()
         self.tickers: dict[Ticker, None] = {}

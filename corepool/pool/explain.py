@@ -98,6 +98,11 @@ async def explain(context: NodeContext, key: str) -> Explanation | None:
     )
 
 
+async def _ping(context: NodeContext, nonce: bytes) -> bool:
+    inbox = context.store.stream(context.store.node_inbox(context.node_id))
+    return await inbox.append(NewEvent(PING, nonce), only_if_exists=True) is not None
+
+
 async def health(session: Session, timeout: float) -> Health:
     """See `Node.health`."""
     context = session.context
@@ -108,8 +113,8 @@ async def health(session: Session, timeout: float) -> Health:
     round_trip: float | None = None
     try:
         async with asyncio.timeout(timeout):
-            inbox = context.store.stream(context.store.node_inbox(context.node_id))
-            await inbox.append(NewEvent(PING, nonce), only_if_exists=True)
+            while not await _ping(context, nonce):  # the node is coming back under a new id: its inbox is being made
+                await asyncio.sleep(context.options.poll_period / 10)
             await heard
             round_trip = context.clock.monotonic() - sent
     except (TimeoutError, *TRANSIENT) as error:

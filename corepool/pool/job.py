@@ -176,11 +176,10 @@ class OwnedJob:
                 await self._release(stored, "worker leaves")
                 break
             if not worker.lease.valid:
-                await self._later(bell)
-                return
+                return await self._later(bell)
             outcome = await self._claim(stored, bell)
-            if outcome.applied:
-                return
+            if outcome.applied and self.stored is not None:
+                return await self._launch(self.stored, outcome.payload)
             stored = outcome.current
         await self._done(bell)
         if stored is not None and transitions.is_owned_by(stored.record, worker.id) and not self.running:
@@ -194,12 +193,11 @@ class OwnedJob:
         if outcome.applied:
             if bell is not None:
                 bell.taken()
-            await self._launch(Stored(record, outcome.revision), outcome.payload)
+            self.stored = Stored(record, outcome.revision)
         return outcome
 
     async def _launch(self, claimed: Stored, payload: bytes | None) -> None:
         """STARTING is ours: call the handler, then say so."""
-        self.stored = claimed
         record = claimed.record
         if payload is None:
             payload = await self._persist("payload", lambda: self._worker.context.payload(record.job_id))
@@ -417,9 +415,14 @@ class OwnedJob:
                 self.stored = stored
         elif worker.lease.valid and worker.accepting:
             await self._stop_handler()
-            outcome = await self._claim(stored, None)
+            async with (
+                context.claims
+            ):  # after a fence every job is claimed at once: the next keep-alive must get through
+                outcome = await self._claim(stored, None)
             if not outcome.applied:
                 await self._overtaken(outcome.current)
+            elif self.stored is not None:
+                await self._launch(self.stored, outcome.payload)
         elif not worker.accepting:
             await self._release(stored, "worker leaves")
 

@@ -49,12 +49,17 @@ def admit(job_id: str, target: str, ring: int, reply: ReplyTo, wall: float) -> J
 
 def claim(record: JobRecord, worker: str, generation: int, wall: float) -> JobRecord:
     """The target (or, after fencing, the owner again: R9) makes itself the owner. The attempt is counted here, so that a
-    job that kills its worker is counted too; the revision of this commit is the fencing token (R3)."""
+    job that kills its worker is counted too; the revision of this commit is the fencing token (R3).
+
+    The same worker again proves that its earlier start did not kill it (an id has one life, R7): that is no new attempt.
+    """
+    again = record.state is JobState.STARTING and record.worker == worker
     return msgspec.structs.replace(
         record,
         state=JobState.STARTING,
         worker=worker,
-        attempt=record.attempt + 1,
+        attempt=record.attempt if again else record.attempt + 1,
+        claims=record.claims + 1,
         generation=generation,
         token=0,
         wall=wall,

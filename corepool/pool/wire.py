@@ -79,6 +79,7 @@ class JobRecord(msgspec.Struct, frozen=True, array_like=True):
     generation: of the pool when it was claimed; with the claim's revision it is the fencing token.
     token: the revision of the claim, once RUNNING.
     reply: the dispatcher that waits for the first start.
+    claims: how often it was claimed: makes each claim's record another, so that an unknown outcome can be told.
     """
 
     state: JobState
@@ -94,6 +95,7 @@ class JobRecord(msgspec.Struct, frozen=True, array_like=True):
     reason: str = ""
     wall: float = 0.0
     moves: tuple[Move, ...] = ()
+    claims: int = 0
 
 
 class MemberState(enum.Enum):

@@ -230,7 +230,8 @@ class StoreRules:
             case "claim":
                 if new.worker != old.worker:
                     _fail(f"1: {new.worker} claimed {key!r}, which was meant for {old.worker}")
-                if new.attempt != old.attempt + 1:
+                again = old.state is JobState.STARTING  # the same worker: its earlier start did not kill it
+                if new.attempt != old.attempt + (not again) or new.claims != old.claims + 1:
                     _fail(f"4: {new.worker} claimed {key!r} without counting the attempt")
             case "confirm":
                 if new.token != before.revision and not self._went_back:
