@@ -9,6 +9,7 @@ Neighbours: ``run.py`` holds the state of a run, ``kit.py`` the tests' view.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +26,7 @@ pytest.register_assert_rewrite(
 
 _HERE = Path(__file__).parent
 _RUN = pytest.StashKey["Run"]()
+_SEED = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -68,12 +70,29 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_Recorder(config), "corepool_conformance_recorder")
 
 
+def _seed(config: pytest.Config) -> int:
+    """The seed of this run: as asked for, or drawn once, in the process that the workers of pytest-xdist belong to."""
+    asked = cast("int | None", config.getoption("--corepool-seed"))
+    if asked is not None:
+        return asked
+    if _SEED not in config.stash:
+        inherited = cast("dict[str, Any]", getattr(config, "workerinput", {})).get("corepool_seed")
+        config.stash[_SEED] = int(inherited) if inherited is not None else random.SystemRandom().randrange(2**32)
+    return config.stash[_SEED]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """pytest-xdist starts a worker."""
+    node.workerinput["corepool_seed"] = _seed(node.config)
+
+
 def run_of(config: pytest.Config) -> Run:
     """The state of this run; made, and the kit imported, when it is first asked for."""
     if _RUN not in config.stash:
         from corepool_conformance.run import Run
 
-        config.stash[_RUN] = Run.from_config(config)
+        config.stash[_RUN] = Run.from_config(config, _seed(config))
     return config.stash[_RUN]
 
 
@@ -125,7 +144,7 @@ def pytest_pycollect_makeitem(collector: Any, name: str, obj: object) -> Generat
 @pytest.fixture
 def corepool_kit(request: pytest.FixtureRequest) -> Kit:
     """One contract test's view of the driver under test."""
-    node: Any = request.node  # pyright: ignore[reportUnknownMemberType]  untyped in pytest
+    node: Any = getattr(request, "node")  # noqa: B009  pytest leaves its type open
     return run_of(request.config).kit_for(node, node.cls)
 
 

@@ -9,8 +9,6 @@ Neighbours: driven by ``plugin.py``'s hooks; ``report.py`` renders the results.
 from __future__ import annotations
 
 import asyncio
-import os
-import random
 import re
 import sys
 import time
@@ -135,7 +133,7 @@ class Run:
     _backends: dict[object, _Backend] = attrs.field(factory=dict[object, _Backend])
 
     @classmethod
-    def from_config(cls, config: pytest.Config) -> Run:
+    def from_config(cls, config: pytest.Config, seed: int) -> Run:
         """Read the options.
 
         Raises:
@@ -146,10 +144,6 @@ class Run:
             known = read_known_failures(Path(str(path)), REGISTRY) if path else {}
         except KnownFailuresError as error:
             raise pytest.UsageError(str(error)) from None
-        seed = cast("int | None", config.getoption("--corepool-seed"))
-        if seed is None:
-            # Workers of pytest-xdist are processes of their own and must draw the same seed.
-            seed = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID")).randrange(2**32)
         return cls(
             url=cast("str | None", config.getoption("--corepool-url")),
             seed=seed,

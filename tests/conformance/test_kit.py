@@ -336,3 +336,15 @@ def test_a_file_of_known_failures_is_read_strictly(tmp_path: Path, text: str, co
 def test_a_missing_file_of_known_failures_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(KnownFailuresError, match="nowhere"):
         read_known_failures(tmp_path / "nowhere.toml", REGISTRY)
+
+
+def test_workers_of_xdist_share_one_seed_and_one_report(kit: Kit) -> None:
+    kit.write("test_mine.py", LOSING)
+    names = "test_absent_condition or test_revision_condition"
+    result = kit.run("-k", names, "-n", "2", "--dist", "load")
+    seeds = set(re.findall(r"seed +(\d+)", result.stdout.str()))
+    assert len(seeds) == 1
+    document = json.loads(kit.report.read_text(encoding="utf-8"))
+    assert str(document["seed"]) in seeds
+    assert {test["outcome"] for test in kit.tests().values()} == {"failed"}
+    assert len(kit.tests()) == 2
