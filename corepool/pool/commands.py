@@ -12,7 +12,7 @@ import attrs
 from corepool.pool.doorbells import Doorbell
 from corepool.pool.wire import NotifyEvent, StartEvent, StopEvent
 
-__all__ = ["Command", "Fence", "HandOver", "Notify", "Review", "Start", "Stop"]
+__all__ = ["Command", "Fence", "Fenced", "HandOver", "Notify", "Review", "Start", "Stop"]
 
 
 @attrs.frozen(slots=True)
@@ -51,3 +51,7 @@ class Review:
 
 
 Command: TypeAlias = Start | Stop | Notify | HandOver | Fence | Review
+
+
+class Fenced(Exception):
+    """The lease was not valid at the moment of the call."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from corepool.errors import Requeue
 from corepool.pool import transitions
-from corepool.pool.commands import Command, Fence, HandOver, Notify, Review, Start, Stop
+from corepool.pool.commands import Command, Fence, Fenced, HandOver, Notify, Review, Start, Stop
 from corepool.pool.doorbells import Doorbell
 from corepool.pool.handlers import FencingToken, Job
 from corepool.pool.protocol import Outcome
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["OwnedJob"]
 
 T = TypeVar("T")
-
-
-class _Fenced(Exception):
-    """The lease was not valid at the moment of the call."""
 
 
 class OwnedJob:
@@ -176,10 +172,12 @@ class OwnedJob:
                 await self._release(stored, "worker leaves")
                 break
             if not worker.lease.valid:
-                return await self._later(bell)
+                await self._later(bell)
+                return
             outcome = await self._claim(stored, bell)
             if outcome.applied and self.stored is not None:
-                return await self._launch(self.stored, outcome.payload)
+                await self._launch(self.stored, outcome.payload)
+                return
             stored = outcome.current
         await self._done(bell)
         if stored is not None and transitions.is_owned_by(stored.record, worker.id) and not self.running:
@@ -218,7 +216,7 @@ class OwnedJob:
         if error is None:
             self.running = True
             await self._confirm(claimed)
-        elif isinstance(error, _Fenced):
+        elif isinstance(error, Fenced):
             self._worker.review_soon(self.key)
         else:
             self._worker.log.warning(
@@ -229,7 +227,7 @@ class OwnedJob:
 
     async def _call_start(self, job: Job) -> None:
         if not self._worker.lease.valid or self._worker.fenced:  # R3: no await between this and the call
-            raise _Fenced
+            raise Fenced
         self._began = True
         await self._worker.handler.start(job)
 
