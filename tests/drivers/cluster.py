@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import secrets
+import signal
 import sys
 import time
 from collections import Counter
@@ -56,12 +58,13 @@ def summary(dispatches: Iterable[Dispatch]) -> str:
 
 @attrs.define(eq=False)
 class Process:
-    """A worker process. ``gone``: when it had ended."""
+    """A worker process. ``gone``: when it had ended. ``paused``: when it was stopped in its tracks."""
 
     name: str
     folder: Path
     process: asyncio.subprocess.Process
     gone: float | None = None
+    paused: float | None = None
 
     @property
     def log(self) -> Path:
@@ -78,6 +81,15 @@ class Process:
         self.process.kill()
         await self._ended()
         return sent
+
+    def pause(self) -> None:
+        """SIGSTOP: it is there, and does nothing."""
+        self.process.send_signal(signal.SIGSTOP)
+        self.paused = time.monotonic()
+
+    def resume(self) -> None:
+        """SIGCONT: it goes on where it was, and does not know how long that took."""
+        self.process.send_signal(signal.SIGCONT)
 
     async def terminate(self, within: float) -> int:
         """SIGTERM; returns its exit code."""
@@ -106,12 +118,15 @@ class Process:
                     "owner": self.name,
                     "token": FencingToken(generation, revision),
                     "began": at,
+                    "suspended": False,
                     **dict.fromkeys(("running", "stopping", "ended")),
                 }
                 done.append(latest[key])
             else:
                 latest[key][what] = at
         for effect in done:
+            if self.paused is not None and effect["began"] <= self.paused <= (effect["ended"] or math.inf):
+                effect["suspended"] = True
             if effect["ended"] is None:
                 effect["ended"] = self.gone
         return [Effect(**effect) for effect in done]

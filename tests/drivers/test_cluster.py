@@ -1,4 +1,4 @@
-"""Three worker processes with a thousand jobs: one is killed, one is told to go, on real servers.
+"""Worker processes with a thousand jobs on real servers: one is killed, one is told to go, one hangs and wakes up.
 
 Each handler writes down what it does, with fencing token and time; the judge of ``corepool.testing`` decides whether any job
 was lost or had two live owners. The figures are printed.
@@ -6,11 +6,14 @@ was lost or had two live owners. The figures are printed.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.drivers.cluster import TTL, Cluster, eventually, summary
+from corepool import FencingToken, JobState
+from tests.drivers.cluster import TTL, Cluster, Process, eventually, settled, summary
 
 JOBS = 1000
 CALLERS = 32
@@ -71,3 +74,44 @@ async def test_a_process_that_is_told_to_go_hands_its_jobs_over_first(server_url
         assert not moved
         assert len(cluster.client.pool_workers()) == 2
         cluster.judge()
+
+
+@pytest.mark.timeout(90)
+async def test_a_process_that_hung_stops_its_jobs_when_it_wakes_up(server_url: str, tmp_path: Path) -> None:
+    async with Cluster(server_url, tmp_path) as cluster:
+        await cluster.start(2)
+        await cluster.dispatch_all(JOBS // 5, CALLERS)
+        before = cluster.running()
+        sleeper = cluster.processes[0]
+        stale = {key: effect for key, effect in before.items() if effect.owner == sleeper.name}
+        assert stale
+
+        sleeper.pause()
+        awake = cluster.processes[1]
+        await eventually(lambda: len(_has(awake)) == len(before), within=4 * TTL)
+        resumed = time.monotonic()
+        sleeper.resume()
+        await eventually(lambda: not _has(sleeper) & {(key, effect.token) for key, effect in stale.items()}, within=TTL)
+        stopped = [effect.ended for effect in sleeper.effects() if effect.suspended and effect.ended is not None]
+        print(
+            f"{len(stopped)} jobs were taken over and stopped {max(stopped) - resumed:.2f} s after the process woke up"
+        )
+        await eventually(lambda: bool(_has(sleeper)), within=4 * TTL)  # back under a new id, it gets its share
+        async with asyncio.timeout(4 * TTL):
+            while not await _in_place(cluster, set(before)):
+                await asyncio.sleep(0.2)
+        await settled(cluster, set(before))
+        taken = {key: token for key, token in _has(awake, ever=True) if key in stale}
+        assert all(token > stale[key].token for key, token in taken.items()), "the token tells the newer owner"
+        cluster.judge()
+
+
+async def _in_place(cluster: Cluster, keys: set[str]) -> bool:
+    """Whether every job is where the ring says."""
+    told = [told for told in await asyncio.gather(*(cluster.client.explain(key) for key in keys)) if told is not None]
+    return len(told) == len(keys) and all(one.state is JobState.RUNNING and one.owner == one.belongs_to for one in told)
+
+
+def _has(process: Process, *, ever: bool = False) -> set[tuple[str, FencingToken]]:
+    """The jobs that it has now, or ever had, with their tokens."""
+    return {(effect.key, effect.token) for effect in process.effects() if ever or effect.ended is None}
