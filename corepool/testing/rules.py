@@ -127,8 +127,10 @@ class StoreRules:
         self._news.append((name, event))
 
     def forgive(self, seconds: float) -> None:
-        """The whole store was away for so long: nobody could give a sign of life, so those do not count as silence (R10)."""
-        self._silent_since = {member: since + seconds for member, since in self._silent_since.items()}
+        """The whole store was away for so long, until now: nobody could give a sign of life, so those seconds do not count as
+        silence (R10). A last sign that was on its way when it went away counts from now at the latest."""
+        now = self._cluster.now
+        self._silent_since = {member: min(since + seconds, now) for member, since in self._silent_since.items()}
 
     def goes_back(self) -> None:
         """The store is about to lose acknowledged writes (R13). What stands then is taken as it is; revisions, and with them
