@@ -11,6 +11,7 @@ import pytest
 from corepool.driver import ABSENT, REVISION, NewEvent, SetKey
 from corepool.errors import BackendUnavailable, OutcomeUnknown
 from corepool_nats import client as client_module
+from corepool_nats import link as link_module
 from corepool_nats.client import Client
 from tests.nats.conftest import Open, space_of
 from tests.nats.relay import Relay
@@ -203,6 +204,43 @@ async def test_cancelling_a_call_keeps_the_connection(server: NatsServer, open_n
     assert not link._calls, "calls are left behind"
     await backend.namespace(name).settle()
     assert not backend._client._unknown
+
+
+async def test_closing_does_not_trust_a_cancellation_to_arrive(
+    relay: Relay, open_nats: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nats-py's connect may swallow a cancellation on Python 3.11 and connect all the same."""
+    backend = await open_nats(relay)
+    connecting = asyncio.Event()
+    original = link_module._Client.connect
+
+    async def swallowing(self: link_module._Client, **options: object) -> None:
+        connecting.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(1)
+        await original(self, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(link_module._Client, "connect", swallowing)
+    relay.cut()
+    await connecting.wait()
+    async with asyncio.timeout(5):
+        await backend.aclose()
+    tasks = [task for task in asyncio.all_tasks() if "supervisor" in task.get_name()]
+    assert not tasks
+
+
+async def test_what_is_unknown_is_not_kept_for_ever(
+    server: NatsServer, open_nats: Open, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_MANY_UNKNOWN", 10)
+    space = space_of(await open_nats(server), name)
+    client, target = space.client, space.assets.maps
+    for number in range(8):
+        client._remember(f"old{number}", client_module._Unknown(target, time.monotonic() - 1000))
+    for number in range(8):
+        client._remember(f"new{number}", client_module._Unknown(target, time.monotonic()))
+    assert set(client._unknown) == {f"new{number}" for number in range(8)}
+    client._unknown.clear()
 
 
 def test_the_expected_sequence_that_never_holds_is_out_of_reach() -> None:

@@ -74,6 +74,7 @@ class Assets:
                 if info.config is None:
                     raise BackendUnavailable(f"the server describes {target.asset} without its configuration")
                 asset = Asset(info.created, info.config.num_replicas)
+                self.client.windows[target.asset] = info.config.duplicate_window / 1e9
                 before = self._known.get(target.asset)
                 self._known[target.asset] = asset
                 if before is not None and before.created != asset.created:

@@ -101,6 +101,8 @@ class Client:
         self._prefix = secrets.token_hex(8)
         self._unknown: dict[str, _Unknown] = {}
         self._newest: dict[str, int] = {}
+        self.windows: dict[str, float] = {}
+        """Duplicate windows of the streams in use, in seconds, as the server has them."""
         self._gate = asyncio.Semaphore(512)
         prefix = f"$JS.{settings.domain}.API" if settings.domain else "$JS.API"
         self.api_prefix = prefix
@@ -288,7 +290,7 @@ class Client:
                 if found is not None:
                     return Stored(self._note(target, found, newest), None)
             except asyncio.CancelledError:
-                self._unknown[identity] = unknown
+                self._remember(identity, unknown)
                 raise
             else:
                 answer = api.decode(reply.data, api.PubAck)
@@ -356,17 +358,30 @@ class Client:
         try:
             found = await self._fence(identity, unknown, deadline)
         except asyncio.CancelledError:
-            self._unknown[identity] = unknown
+            self._remember(identity, unknown)
             raise
         except BackendUnavailable as error:
-            self._unknown[identity] = unknown
+            self._remember(identity, unknown)
             raise OutcomeUnknown(
                 f"the reply was lost, and what became of the write cannot be found out: {error}"
             ) from None
         # A server that restarts forgets ids older than the window: "never seen" is then no answer.
-        if found is None and time.monotonic() - unknown.sent > 0.7 * self.settings.duplicate_window:
+        if found is None and time.monotonic() - unknown.sent > 0.7 * self._window(unknown):
             raise OutcomeUnknown("the reply was lost, and by now the server may have forgotten the write's id")
         return found
+
+    def _window(self, unknown: _Unknown) -> float:
+        """For how many seconds the server remembers the write's id."""
+        return self.windows.get(unknown.target.asset, self.settings.duplicate_window)
+
+    def _remember(self, identity: str, unknown: _Unknown) -> None:
+        """Keep it for `settle`: not longer than it could still be delivered."""
+        self._unknown[identity] = unknown
+        if len(self._unknown) > _MANY_UNKNOWN:
+            now = time.monotonic()
+            for old, each in list(self._unknown.items()):
+                if now - each.sent > self._window(each):
+                    del self._unknown[old]
 
     async def _fence(self, identity: str, unknown: _Unknown, deadline: float) -> int | None:
         target = unknown.target
@@ -445,6 +460,7 @@ class Client:
                 self._unknown.pop(identity, None)
 
 
+_MANY_UNKNOWN = 1024
 _NEVER = 2**53 - 1
 """An expected sequence that never holds."""
 
