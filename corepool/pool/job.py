@@ -48,6 +48,7 @@ class OwnedJob:
         "_interruptible",
         "_payload",
         "_runner",
+        "_token",
         "_worker",
         "key",
         "running",
@@ -62,6 +63,7 @@ class OwnedJob:
         """The record as this owner last wrote it."""
         self._worker = worker
         self._payload = b""
+        self._token = 0
         self._at_work = False
         self._began = False
         self._fencing = False
@@ -203,6 +205,7 @@ class OwnedJob:
             await self._start_failed(claimed, "its payload is missing", again=True)
             return
         self._payload = payload
+        self._token = claimed.revision
         token = FencingToken(record.generation, claimed.revision)
         job = Job(self.key, payload, token, record.attempt)
         self._began = False
@@ -233,7 +236,7 @@ class OwnedJob:
 
     async def _confirm(self, claimed: Stored) -> None:
         context = self._worker.context
-        record = transitions.confirm(claimed.record, claimed.revision, context.wall())
+        record = transitions.confirm(claimed.record, self._token, context.wall())
         outcome = await self._persist("confirm", lambda: context.protocol.confirm(self.key, claimed, record))
         if outcome.applied:
             self.stored = Stored(record, outcome.revision)
@@ -407,8 +410,8 @@ class OwnedJob:
         if record.state is JobState.STOPPING:
             await self._finish_stop(stored)
         elif self.running and self.stored is not None and self.stored.record.job_id == record.job_id:
-            if record.state is JobState.STARTING:
-                await self._confirm(stored)  # the confirmation was lost
+            if record.state is JobState.STARTING or record.token != self._token:
+                await self._confirm(stored)  # the confirmation was lost, or the store went back behind it (R13)
             else:
                 self.stored = stored
         elif worker.lease.valid and worker.accepting:
@@ -436,7 +439,7 @@ class OwnedJob:
         prior = self.stored
         record = prior.record
         if record.state is not JobState.RUNNING:
-            record = transitions.confirm(record, prior.revision, context.wall())
+            record = transitions.confirm(record, self._token, context.wall())
         outcome = await self._persist("restore", lambda: context.protocol.restore(self.key, record, self._payload))
         if outcome.applied:
             self.stored = Stored(record, outcome.revision)

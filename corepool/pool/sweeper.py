@@ -31,6 +31,7 @@ class Sweeper:
         self._seen: dict[str, tuple[tuple[int, int], float]] = {}
         """By entry: its own revision and its record's, and since when both were seen unchanged."""
         self._locks: dict[str, tuple[int, float]] = {}
+        self._orphans: dict[tuple[str, str], int] = {}
         self._full_scan_at = context.clock.monotonic() + context.options.full_scan_interval
         self.rung = 0
         self.rerouted = 0
@@ -188,6 +189,21 @@ class Sweeper:
             looked += 1
             if looked % 100 == 0:
                 await asyncio.sleep(0.01)
+        await self._drop_orphans()
+
+    async def _drop_orphans(self) -> None:
+        """Keep-alives that no record leads to: a store that went back lost the record while its holder joined (R13). One goes
+        when it is found unchanged by a second scan."""
+        store, members = self._context.store, self._context.membership
+        found: dict[tuple[str, str], int] = {}
+        for name in (store.worker_keep_alive, store.node_keep_alive):
+            async for entry in store.map(name).scan():
+                if members.worker(entry.key) or members.node(entry.key) or not await members.is_gone(entry.key):
+                    continue
+                found[name, entry.key] = entry.revision
+                if self._orphans.get((name, entry.key)) == entry.revision:
+                    await store.map(name).delete(entry.key, REVISION(entry.revision))
+        self._orphans = found
 
     async def _check(self, key: str, stored: Stored) -> None:
         record, context = stored.record, self._context

@@ -16,7 +16,7 @@ import corepool
 from corepool import Backend, Job, Node, Worker
 
 QUICK = {
-    "worker_ttl": 1.0,
+    "worker_ttl": 2.0,
     "ack_grace_period": 0.5,
     "call_timeout": 10.0,
     "worker_shutdown_ttl": 10.0,
