@@ -7,6 +7,7 @@ Neighbours: reads the server of a `World` directly: no request, no latency, no f
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -94,17 +95,19 @@ def keeper(node: ClusterNode) -> Keeper:
     return handler
 
 
-def keys_of(node: ClusterNode, count: int, by: ClusterNode | None = None) -> list[str]:
-    """So many keys that placement gives to the worker of ``node``."""
-    placement = ring(by or node)
+def keys_of(node: ClusterNode, count: int, *, then: ClusterNode | None = None) -> list[str]:
+    """So many keys that placement gives to the worker of ``node``; and, once that has gone, to the worker of ``then``."""
     [worker] = node.workers
+    now = ring(node)
+    rest = node.node.options.placement.place([name for name in now.workers if name != worker.id] or [worker.id])
+    heir = None if then is None else then.workers[0].id
     found: list[str] = []
-    number = 0
-    while len(found) < count:
-        if placement.owner(f"k{number}") == worker.id:
-            found.append(f"k{number}")
-        number += 1
-    return found
+    for key in (f"k{number}" for number in itertools.count()):
+        if now.owner(key) == worker.id and heir in (None, rest.owner(key)):
+            found.append(key)
+        if len(found) == count:
+            return found
+    raise AssertionError("there are keys without end")
 
 
 class Store:

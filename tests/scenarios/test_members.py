@@ -15,7 +15,7 @@ from .conftest import Simulated
 from .looking import POOL, QUICK, TTL, Keeper, Store, gathered, keeper, keys_of, nodes, ring
 from .wiretap import Request, Wiretap
 
-KEYS = [f"k{number}" for number in range(24)]
+KEYS = [f"k{number}" for number in range(40)]
 
 
 def test_a_joiner_gets_its_share_although_its_records_arrive_one_by_one(simulated: Simulated) -> None:
