@@ -14,6 +14,7 @@ import pytest
 
 import corepool
 from corepool import Backend, Job, Node, Worker
+from corepool.pool.wire import MemberState
 
 QUICK = {
     "worker_ttl": 2.0,
@@ -81,7 +82,17 @@ class Pool:
     async def worker(self, node: Node) -> tuple[Worker, Recorder]:
         handler = Recorder(f"handler {len(self.handlers)}")
         self.handlers.append(handler)
-        return await node.add_worker(handler), handler
+        worker = await node.add_worker(handler)
+        await eventually(lambda: all(self._has_heard(other, worker) for other in self.nodes))
+        return worker, handler
+
+    def _has_heard(self, node: Node, worker: Worker) -> bool:
+        """Whether a node's own ring names the worker: until then its dispatches go elsewhere, and are moved afterwards."""
+        session = node._session
+        if session is None or session.ended is not None:
+            return True
+        record = node.pool_workers().get(worker.current().id)
+        return record is not None and record.state is MemberState.ACTIVE
 
     def owners(self, key: str) -> list[Recorder]:
         return [handler for handler in self.handlers if key in handler.running]
