@@ -7,10 +7,13 @@ Invariants: bytes of one direction keep their order; what is held is delivered b
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
-__all__ = ["Relay"]
+__all__ = ["Relay", "listening"]
 
 
 class _Pipe:
@@ -104,3 +107,30 @@ class Relay:
                 pipe.sink.close()
         except OSError:
             pipe.sink.transport.abort()
+
+
+Conversation = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def listening(serve: Conversation) -> AsyncGenerator[int]:
+    """A server of the test's own, and its port; every conversation has ended when it is left."""
+    conversations: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        conversations[task] = writer
+        try:
+            await serve(reader, writer)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(converse, "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+    for task, writer in list(conversations.items()):
+        task.cancel()
+        await asyncio.wait([task])
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()

@@ -17,6 +17,7 @@ import trustme
 from corepool.driver import NewEvent, connect
 from corepool.errors import BackendUnavailable
 from tests.nats.conftest import Start
+from tests.nats.relay import listening
 from tests.servers.nats import NatsServer, free_ports
 
 SECRET = "pa$$:w@rd/with?odd#parts"
@@ -182,14 +183,11 @@ async def test_no_credential_over_a_plain_connection() -> None:
         writer.write(f"INFO {json.dumps(info)}\r\n".encode())
         while line := await reader.readline():
             heard.append(line)
-        writer.close()
 
-    plain = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = plain.sockets[0].getsockname()[1]
-    with pytest.raises(BackendUnavailable, match="TLS"):
-        await works(f"tls://bob:{QUOTED}@127.0.0.1:{port}", connect_timeout=1)
+    async with listening(serve) as port:
+        with pytest.raises(BackendUnavailable, match="TLS"):
+            await works(f"tls://bob:{QUOTED}@127.0.0.1:{port}", connect_timeout=1)
     assert not any(b"CONNECT" in line for line in heard), heard
-    plain.close()
 
 
 # nats-py hands aiohttp a timeout in a form that aiohttp would like to see go.

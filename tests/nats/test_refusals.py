@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 
 import pytest
 
@@ -21,6 +19,7 @@ from corepool.errors import (
     UnsupportedServer,
 )
 from tests.nats.conftest import Open, Start
+from tests.nats.relay import listening
 from tests.servers.nats import NatsCluster, NatsServer
 
 SECRET = "correct-horse-battery"
@@ -59,33 +58,6 @@ async def refused(where: NatsServer | NatsCluster | str, kind: type[CorepoolErro
         async with connect(url, **options):
             pass
     return text(caught.value)
-
-
-Conversation = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@asynccontextmanager
-async def listening(serve: Conversation) -> AsyncGenerator[int]:
-    """A server of the test's own, and its port; every conversation has ended when it is left."""
-    conversations: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
-
-    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        conversations[task] = writer
-        try:
-            await serve(reader, writer)
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(converse, "127.0.0.1", 0)
-    yield server.sockets[0].getsockname()[1]
-    server.close()
-    for task, writer in conversations.items():
-        task.cancel()
-        await asyncio.wait([task])
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
 
 
 async def test_nobody_listens() -> None:

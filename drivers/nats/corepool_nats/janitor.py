@@ -63,7 +63,8 @@ class Janitor:
 
     def cleared(self, subjects: MapSubjects, marker: int) -> None:
         """This process stored a marker: what is below it can go, once no write under way may ask for it any more."""
-        due = time.monotonic() + min(self._grace, _CLEARED_GRACE)
+        patience = max(_CLEARED_GRACE, 4 * self._client.settings.timeout)
+        due = time.monotonic() + min(self._grace, patience)
         self._add(_Grave(subjects, subjects.every_key, marker - 1, due, whole=False))
 
     def met(self, subjects: MapSubjects, feed: MapFeed) -> None:

@@ -175,6 +175,7 @@ class NatsMap:
         return commit
 
     async def destroy(self) -> None:
+        """Purges at once: a write that is under way may then be told that it replaced nothing."""
         self._checked()
         deadline = self._client.deadline()
         newest = await self._newest(deadline)
