@@ -40,8 +40,9 @@ def test_redis_is_a_default_only_where_it_is_installed_and_an_error_where_it_is_
 def test_a_server_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COREPOOL_NATS_SERVER", str(tmp_path / "nowhere"))
     servers = Servers(tmp_path / "servers")
-    with pytest.raises(FileNotFoundError):
-        servers.url("nats")
+    for _ in range(2):  # in every test that asks for it
+        with pytest.raises(FileNotFoundError):
+            servers.url("nats")
     servers.end()
 
 

@@ -91,8 +91,12 @@ class Servers:
             return IN_MEMORY[name]
         if name not in self._running:
             server = make_server(name, self.directory / name)
-            self._running[name] = server  # before it starts: whatever comes of that, it is ended
-            server.start()
+            try:
+                server.start()
+            except BaseException:  # whatever it was: nobody would end the process, and the next test must fail as well
+                server.kill()
+                raise
+            self._running[name] = server
         return self._running[name].url
 
     def end(self) -> None:
