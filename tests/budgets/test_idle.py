@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -75,6 +76,6 @@ def test_idle_jobs_cost_nothing_but_their_owner_s_review() -> None:
         found[jobs] = meter.total
 
     for jobs in (0, 500):
-        simulate_cluster(lambda cluster, jobs=jobs: scenario(cluster, jobs)).check()
+        simulate_cluster(partial(scenario, jobs=jobs)).check()
     reviews = PERIODS * PERIOD / (4 * IDLE["ack_grace_period"])
     assert found[500].commands - found[0].commands <= 3 * reviews * 1.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -58,9 +59,7 @@ def test_a_payload_left_behind_refuses_no_later_dispatch(simulated: Simulated) -
         if simulated.atomic:  # such a commit leaves nothing: put there what another way of dying would have left
             rest = {"job_payloads": ("jold", b"old"), "attention": ("jold/0", encode(Attention(key, "jold", "wold")))}
             for name, (entry, value) in rest.items():
-                await client.run(
-                    lambda n=name, e=entry, v=value: client.backend.namespace(POOL).map(f"{n}.1").set(e, v)
-                )
+                await client.run(partial(client.backend.namespace(POOL).map(f"{name}.1").set, entry, value))
         cluster.sometimes("a payload outlived its record", not store.jobs() and len(store.map("job_payloads")) == 1)
         await client.dispatch_job(key, b"new")
         assert await client.job_payload(key) == b"new"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -106,7 +107,7 @@ def test_the_caller_of_add_worker_is_cancelled(simulated: Simulated) -> None:
             [result] = await gathered(call)
             cuts += isinstance(result, asyncio.CancelledError)
             hook.times = 0
-            await cluster.eventually(lambda n=cut + 1: _active(store) == n, within=1.0)
+            await cluster.eventually(partial(_are_active, store, cut + 1), within=1.0)
             assert len(node.workers) == cut + 1
         cluster.sometimes("it was cancelled at every request of the way", cuts >= 6)
         for key in KEYS:
@@ -120,6 +121,10 @@ def test_the_caller_of_add_worker_is_cancelled(simulated: Simulated) -> None:
         )
 
     simulated(scenario, seeds=2, reaches=["it was cancelled at every request of the way"])
+
+
+def _are_active(store: Store, count: int) -> bool:
+    return _active(store) == count
 
 
 def _active(store: Store) -> int:
