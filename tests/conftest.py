@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.chaos.summary import pytest_sessionfinish, pytest_terminal_summary, pytest_testnodedown  # noqa: F401  hooks
 from tests.servers.live import Servers, check_backends, default_backends, real_servers
 
 BACKENDS = pytest.StashKey[list[str]]()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .exploring import KINDS, SCENARIOS, TOTAL
+from .exploring import KINDS, SCENARIOS
 
 DEFAULT_SEEDS = 120
 
@@ -38,8 +38,3 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         scenario = metafunc.function.__name__.removeprefix("test_")
         runs = [(kind, seed) for name, kind, seed in default_runs(metafunc.config) if name == scenario]
         metafunc.parametrize(("kind", "seed"), runs, ids=[f"{kind}-{seed}" for kind, seed in runs])
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if TOTAL.runs:
-        terminalreporter.write_line(f"chaos: {TOTAL}")

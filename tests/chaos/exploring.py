@@ -1,27 +1,25 @@
 """Runs of the chaos scenarios: each once, whoever asks for it, and what they covered all together.
 
 Invariants: a run is a function of scenario, kind of store and seed; watching what happens in it changes nothing.
-Neighbours: ``test_chaos`` and ``test_regressions`` ask for runs; ``coverage`` watches; ``conftest`` prints the total.
+Neighbours: ``test_chaos`` and ``test_regressions`` ask for runs; ``coverage`` watches; ``summary`` prints what it came to.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Any
-
-import attrs
 
 from corepool.testing import Budgets, Cluster, Faults, simulate_cluster
 from corepool.testing.chaos import chaos
 from corepool.testing.disasters import minority, outage, rollback
 from corepool_memory.options import MemoryOptions
+from tests.chaos.summary import TOTAL
 
 from .coverage import Coverage, watched
 
-__all__ = ["BUDGETS", "KINDS", "SCENARIOS", "TOTAL", "Total", "run"]
+__all__ = ["BUDGETS", "KINDS", "SCENARIOS", "run"]
 
 SCENARIOS: dict[str, Callable[[Cluster], Awaitable[object]]] = {
     "chaos": chaos,
@@ -33,26 +31,6 @@ KINDS = {"atomic": True, "steps": False}
 """Stores whose commits are all or nothing, and those that apply them step by step."""
 
 BUDGETS = Budgets(steps=2_000_000, virtual_seconds=3 * 3600.0)
-
-
-@attrs.define
-class Total:
-    """What all runs of this session came to."""
-
-    runs: int = 0
-    virtual: float = 0.0
-    cpu: float = 0.0
-    covered: Counter[str] = attrs.field(factory=Counter)
-
-    def __str__(self) -> str:
-        hours = self.virtual / 3600
-        speed = self.virtual / self.cpu if self.cpu else 0.0
-        return (
-            f"{self.runs} runs, {hours:.1f} simulated pool-hours in {self.cpu:.0f} s of CPU ({speed:.0f} x real time)"
-        )
-
-
-TOTAL = Total()
 
 
 @cache

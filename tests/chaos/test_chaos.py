@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import pytest
 
+from corepool.testing import Faults, simulate_cluster
+from corepool.testing.chaos import chaos
+from corepool_memory.options import MemoryOptions
+from tests.chaos.summary import TOTAL
+
 from .conftest import default_runs
-from .coverage import RECOVERIES, TRANSITIONS
-from .exploring import KINDS, TOTAL, run
+from .coverage import RECOVERIES, TRANSITIONS, Coverage, watched
+from .exploring import BUDGETS, KINDS, run
 
 FAULTS = (
     "request lost",
@@ -101,12 +106,6 @@ def test_all_of_it_happens(request: pytest.FixtureRequest) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_is_a_function_of_its_seed(kind: str) -> None:
     """Watched or not, the same events at the same times: else no failure could be replayed."""
-    from corepool.testing import Faults, simulate_cluster
-    from corepool.testing.chaos import chaos
-    from corepool_memory.options import MemoryOptions
-
-    from .coverage import Coverage, watched
-    from .exploring import BUDGETS
 
     def digest() -> str:
         options = MemoryOptions(atomic_commit=KINDS[kind])
