@@ -1,0 +1,92 @@
+"""A safeguard switched off, and what must find it.
+
+Purpose: a rule whose absence nobody notices is either not needed or not tested.
+Invariants: a mutant changes one thing; it is caught if a run is ended by a violation whose text names what the safeguard is
+for, as written beside it, and the same run passes unmutated.
+Neighbours: ``rules`` and ``safeguards`` list them, ``test_mutations`` hunts them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import attrs
+
+from corepool.testing import Cluster, Faults, Result, simulate_cluster
+from corepool_memory.options import MemoryOptions
+from tests.chaos.exploring import BUDGETS, KINDS, SCENARIOS
+
+__all__ = ["Change", "Mutant", "Where", "changed"]
+
+
+@attrs.frozen
+class Where:
+    """A run: of a scenario, on a kind of store, with a seed."""
+
+    kind: str
+    seed: int
+
+
+@attrs.frozen
+class Change:
+    """Instead of ``owner.name`` there is ``other``."""
+
+    owner: Any
+    name: str
+    other: Any
+
+
+@attrs.frozen(kw_only=True)
+class Mutant:
+    """A safeguard, and what is there instead.
+
+    rule: of DESIGN 4, or the safeguard's name. breaks: what goes wrong without it.
+    caught: how the violation is named (a regular expression).
+    scenario: one of tests/chaos, by name, or a small one of its own, which runs without faults.
+    known: where it was caught last, to look first: code that moves makes it stale, not wrong.
+    """
+
+    rule: str
+    breaks: str
+    changes: tuple[Change, ...]
+    caught: str
+    scenario: str | Callable[[Cluster], Awaitable[object]] = "chaos"
+    known: Where | None = None
+
+    @contextmanager
+    def switched_off(self) -> Generator[None]:
+        """Without the safeguard, for the length of the block."""
+        with ExitStack() as stack:
+            for change in self.changes:
+                stack.enter_context(mock.patch.object(change.owner, change.name, change.other))
+            yield
+
+    def run(self, where: Where, *, mutated: bool) -> Result:
+        """One run, with the safeguard or without; a failure is not reduced."""
+        if isinstance(self.scenario, str):
+            scenario, faults = SCENARIOS[self.scenario], Faults.everything()
+        else:
+            scenario, faults = self.scenario, Faults.network()
+        with self.switched_off() if mutated else ExitStack():
+            return simulate_cluster(
+                scenario,
+                seed=where.seed,
+                faults=faults,
+                budgets=BUDGETS,
+                name=self.scenario if isinstance(self.scenario, str) else self.rule,
+                store_options=MemoryOptions(atomic_commit=KINDS[where.kind]),
+                most_replays=0,
+            )
+
+    def names(self, result: Result) -> bool:
+        """Whether a run failed, and for the reason that the safeguard is there for."""
+        return result.violation is not None and re.search(self.caught, result.violation.text) is not None
+
+
+def changed(owner: Any, name: str, make: Callable[[Any], Any]) -> Change:
+    """A change of a method into something made of it."""
+    return Change(owner, name, make(getattr(owner, name)))

@@ -1,0 +1,316 @@
+"""Other safeguards, switched off: what no R-rule names, and what chaos has taught."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from corepool.driver import ALWAYS, REVISION, Append, DeleteKey, Entry, SetKey
+from corepool.errors import OutcomeUnknown
+from corepool.pool import transitions
+from corepool.pool.calls import Call
+from corepool.pool.cleanup import Cleanup, CleanupLock
+from corepool.pool.commands import Command
+from corepool.pool.context import NodeContext
+from corepool.pool.dispatch import JobCalls
+from corepool.pool.job import OwnedJob
+from corepool.pool.liveness import WORKER, Liveness, Member
+from corepool.pool.protocol import JobProtocol, Outcome
+from corepool.pool.router import Router
+from corepool.pool.session import Session
+from corepool.pool.store import INBOX, Stored
+from corepool.pool.ticker import Ticker
+from corepool.pool.wire import JobRecord, JobState, NotifyEvent
+from corepool.pool.worker import Worker
+from corepool.rmap.replica import Replica
+
+from .mutant import Change, Mutant, Where, changed
+from .small import (
+    failing_at_once,
+    late_after_the_burial,
+    leaving_alone,
+    leaving_slowly,
+    notified_while_dead,
+    waiting_when_cut_off,
+)
+
+__all__ = ["SAFEGUARDS"]
+
+
+# --- calls -----------------------------------------------------------------------------------------------------------
+
+
+def _registered_late(admit: Any) -> Any:
+    async def admitted(self: JobCalls, key: str, payload: bytes, call: Call, deadline: Any) -> Any:
+        calls = self._context.calls._calls
+        calls.pop(call.number)
+        try:
+            return await admit(self, key, payload, call, deadline)
+        finally:
+            calls[call.number] = call
+
+    return admitted
+
+
+def _one_call_for_both(give_up: Any) -> Any:
+    async def given_up(self: JobCalls, key: str, record: JobRecord, call: Call, _stopping: Call, deadline: Any) -> Any:
+        return await give_up(self, key, record, call, call, deadline)
+
+    return given_up
+
+
+def _never_in_doubt(admit: Any) -> Any:
+    async def admitted(self: JobProtocol, key: str, record: JobRecord, payload: bytes) -> Outcome:
+        outcome: Outcome = await admit(self, key, record, payload)
+        return attrs.evolve(outcome, doubtful=False)
+
+    return admitted
+
+
+def _over_another(transition: Any) -> Any:
+    async def overwriting(self: JobProtocol, key: str, job_id: str, before: Any, write: Any, after: Any) -> Outcome:
+        if isinstance(write, SetKey):
+            write = attrs.evolve(write, when=ALWAYS)
+        outcome: Outcome = await transition(self, key, job_id, before, write, after)
+        return outcome
+
+    return overwriting
+
+
+# --- workers and nodes -----------------------------------------------------------------------------------------------
+
+
+def _beat_ends_first(remove_worker: Any) -> Any:
+    async def left(self: Session, worker: Worker, timeout: float) -> bool:
+        self.workers.pop(worker.id, None)
+        done: bool = await remove_worker(self, worker, timeout)
+        return done
+
+    return left
+
+
+def _waits_for_the_store(self: OwnedJob, command: Command) -> None:
+    self._commands.appendleft(command)
+    self.interrupt()
+
+
+def _one_id(new_id: Any) -> Any:
+    def same(self: NodeContext, prefix: str) -> str:
+        if prefix != "n":
+            made: str = new_id(self, prefix)
+            return made
+        kept: str = self.__dict__.setdefault("_kept_id", None) or new_id(self, prefix)
+        self.__dict__["_kept_id"] = kept
+        return kept
+
+    return same
+
+
+def _deaf_after_a_failure(announce: Any) -> Any:
+    async def announced(self: Session) -> None:
+        try:
+            await announce(self)
+        except BaseException:
+            self._sink = None  # forgotten, but still listened to
+            raise
+
+    return announced
+
+
+def _own_are_nobodys(whom_to_watch: Any) -> Any:
+    def watched(self: Liveness) -> dict[Member, None]:
+        wanted: dict[Member, None] = whom_to_watch(self)
+        workers, me = self._context.membership.workers(), self._context.node_id
+        for member in list(wanted):
+            record = workers.get(member.id) if member.kind == WORKER else None
+            if record is not None and record.node == me:
+                del wanted[member]
+        return wanted
+
+    return watched
+
+
+# --- cleanup ---------------------------------------------------------------------------------------------------------
+
+
+async def _destroy_undrained(self: Cleanup, name: str) -> None:
+    await self._context.store.stream(name).destroy()
+
+
+def _no_grave(self: CleanupLock) -> DeleteKey:
+    return self.release_op()
+
+
+def _stops_are_moved(move_on: Any) -> Any:
+    async def moved(self: Cleanup, key: str, stored: Stored, worker: str, why: str) -> bool:
+        if stored.record.state is not JobState.STOPPING or stored.record.worker != worker:
+            done: bool = await move_on(self, key, stored, worker, why)
+            return done
+        ring = self._context.membership.ring
+        record = transitions.release(stored.record, ring.owner(key), ring.revision, why, self._context.wall())
+        return (await self._context.protocol.release(key, stored, record)).applied
+
+    return moved
+
+
+def _revives_inboxes(transition: Any) -> Any:
+    async def reviving(self: JobProtocol, key: str, job_id: str, before: Any, write: Any, after: Any) -> Outcome:
+        for op in after:
+            if isinstance(op, Append):
+                await self._store.stream(op.stream).create(INBOX)
+        outcome: Outcome = await transition(self, key, job_id, before, write, after)
+        return outcome
+
+    return reviving
+
+
+def _circles(route: Any) -> Any:
+    async def routed(self: Router, delivery: Any) -> bool:
+        event = self._context.store.decoded(delivery.event.payload, NotifyEvent, "the queue")
+        stored = None if event is None else await self._context.store.job(event.key)
+        if stored is not None and stored.record.state is JobState.FAILED:
+            return False
+        done: bool = await route(self, delivery)
+        return done
+
+    return routed
+
+
+# --- maps and tickers ------------------------------------------------------------------------------------------------
+
+
+async def _fires_in_doubt(self: Ticker, entry: Entry, number: int) -> bool:
+    try:
+        return (await self._map.set(self._name, self._record(number), REVISION(entry.revision))).applied
+    except OutcomeUnknown:
+        return True
+
+
+def _keeps_what_went(apply_change: Any) -> Any:
+    def applied(self: Replica[Any], event: Any) -> Any:
+        return None if event.value is None else apply_change(self, event)
+
+    return applied
+
+
+SAFEGUARDS = [
+    Mutant(
+        rule="the waiter is registered before the append",
+        breaks="an answer that is faster than the caller is dropped",
+        changes=(changed(JobCalls, "_admit", _registered_late),),
+        caught=r"the answer to a dispatch was not heard",
+        scenario=failing_at_once,
+    ),
+    Mutant(
+        rule="the answer to a stop is not the answer to a start",
+        breaks="a dispatcher that gave up hears that its stop is done, and takes it for the start's success",
+        changes=(changed(JobCalls, "_give_up", _one_call_for_both),),
+        caught=r"^HistoryViolation: 2: dispatch of .* nothing had started it",
+        known=Where("atomic", 29),
+    ),
+    Mutant(
+        rule="an unknown outcome is not another's job",
+        breaks="JobExistsError for a job of the caller's own, which had been admitted, run and gone",
+        changes=(changed(JobProtocol, "admit", _never_in_doubt),),
+        caught=r"^HistoryViolation: [34]: .*JobExistsError",
+        known=Where("steps", 4),
+    ),
+    Mutant(
+        rule="compare-and-set",
+        breaks="a record is written over whatever stands there by now",
+        changes=(changed(JobProtocol, "_transition", _over_another),),
+        caught=r"\b4: the record of .* (was overwritten|went from)|\b[45]: .*",
+    ),
+    Mutant(
+        rule="keep-alives end after the last hand-over",
+        breaks="a worker that leaves slowly is declared dead while its handlers run",
+        changes=(changed(Session, "remove_worker", _beat_ends_first),),
+        caught=r"two live owners",
+        scenario=leaving_slowly,
+    ),
+    Mutant(
+        rule="a fence interrupts a call of the backend",
+        breaks="a worker waits for the store before it stops its handler; the lease does not",
+        changes=(Change(OwnedJob, "_fence", _waits_for_the_store),),
+        caught=r"two live owners",
+        scenario=waiting_when_cut_off,
+    ),
+    Mutant(
+        rule="a new id for each attempt to come back",
+        breaks="a node comes back under an id that others are burying",
+        changes=(changed(NodeContext, "new_id", _one_id),),
+        caught=r"\b(6 \(R7\)|9|1[01]): ",
+        known=Where("atomic", 12),
+    ),
+    Mutant(
+        rule="a node listens to the inbox that it announces",
+        breaks="one that came back in its second attempt hears no answer any more",
+        changes=(changed(Session, "_announce", _deaf_after_a_failure),),
+        caught=r"\b11: \d+ events wait in node:|\b11: .* members",
+        known=Where("steps", 16),
+    ),
+    Mutant(
+        rule="a node watches what it left behind itself",
+        breaks="on a lone node nobody finishes what a failed leave began",
+        changes=(changed(Liveness, "_whom_to_watch", _own_are_nobodys),),
+        caught=r"\b11: workers\.1 and who is alive differ",
+        scenario=leaving_alone,
+    ),
+    Mutant(
+        rule="keep-alives go out side by side",
+        breaks="where each write is a round trip, the time of a beat grows with the number of suspects, until nobody can renew",
+        changes=(Change(Liveness, "_side_by_side", Liveness._in_one_commit),),
+        caught=r"\b1[01]: |\b9: ",
+        known=Where("steps", 53),
+    ),
+    Mutant(
+        rule="an inbox is drained before its worker is removed",
+        breaks="a notification for the dead is lost with the inbox",
+        changes=(Change(Cleanup, "drain_inbox", _destroy_undrained),),
+        caught=r"a notification in the inbox of the dead was lost",
+        scenario=notified_while_dead,
+    ),
+    Mutant(
+        rule="a grave is closed later",
+        breaks="what a late request of the dead makes after the burial is found by nobody",
+        changes=(Change(CleanupLock, "bury_op", _no_grave),),
+        caught=r"\b11: (streams|indexes)",
+        scenario=late_after_the_burial,
+    ),
+    Mutant(
+        rule="a stop survives its owner",
+        breaks="a cleaner gives a job that is to be stopped to a next owner",
+        changes=(changed(Cleanup, "move_on", _stops_are_moved),),
+        caught=r"\b4: the record of .* went from stopping to pending",
+        known=Where("steps", 5),
+    ),
+    Mutant(
+        rule="a destroyed inbox is not revived",
+        breaks="a doorbell for one who left makes its inbox anew",
+        changes=(changed(JobProtocol, "_transition", _revives_inboxes),),
+        caught=r"\b11( \(R11\))?: .*(inbox|streams that belong to nobody)|\b10 \(R6\): .*'(worker:|queue)",
+        known=Where("atomic", 17),
+    ),
+    Mutant(
+        rule="a notification for a job that FAILED is answered",
+        breaks="it circles in the queue, some times in each second, for ever",
+        changes=(changed(Router, "_route_notification", _circles),),
+        caught=r"\b11: \d+ events wait in the queue",
+        known=Where("steps", 16),
+    ),
+    Mutant(
+        rule="a tick in doubt is looked up",
+        breaks="a tick whose write was lost fires, and fires again where it is written",
+        changes=(Change(Ticker, "_advance", _fires_in_doubt),),
+        caught=r"\b8: tick \d+ .* fired on",
+        known=Where("steps", 4),
+    ),
+    Mutant(
+        rule="a replica equals the store at its revision",
+        breaks="a node goes on seeing a member that has left",
+        changes=(changed(Replica, "_apply_change", _keeps_what_went),),
+        caught=r"\b7: the replica of",
+        known=Where("atomic", 0),
+    ),
+]

@@ -1,0 +1,242 @@
+"""Small scenarios without faults, for what chaos hits too rarely: each forces the one interleaving a safeguard is there for.
+
+With the safeguard they pass. Without it they end with a violation, by the recorder, by the rules of the store, or by the
+sentence that stands here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from corepool import Job, JobStartError
+from corepool.errors import BackendUnavailable, CorepoolError
+from corepool.pool.store import INBOX
+from corepool.pool.wire import JobState
+from corepool.testing import Cluster, ClusterNode, NotInTime
+from corepool.testing.atrest import AtRest
+from corepool.testing.rules import StoreRules
+from tests.scenarios.looking import FOUND, POOL, QUICK, TTL, Keeper, Store, gathered, keeper, keys_of, nodes
+from tests.scenarios.wiretap import Match, Request, Wiretap, appends, both, cleanup_lock, from_, writes_job
+
+__all__ = [
+    "asleep_while_claiming",
+    "asleep_with_the_lock",
+    "failing_at_once",
+    "late_after_the_burial",
+    "leaving_alone",
+    "leaving_slowly",
+    "notified_while_dead",
+    "two_rings",
+    "two_take_over",
+    "waiting_when_cut_off",
+]
+
+DIED_TOO = 3 * FOUND
+"""Until a cleaner's death is found, and its lock was seen to be stale, by one who looks at it twice."""
+
+
+async def _pool(cluster: Cluster, count: int, **options: Any) -> list[ClusterNode]:
+    StoreRules(cluster, POOL, ttl=TTL)
+    return await nodes(cluster, count, **options)
+
+
+async def asleep_while_claiming(cluster: Cluster) -> None:
+    """R3. An owner is paused when the answer to its claim has come, and wakes up long after its lease ran out: to call the
+    handler is the first thing it does. (Where a commit goes step by step, a later answer is the first.)"""
+    tap = Wiretap(cluster)
+    pool = await _pool(cluster, 3)
+    [key] = keys_of(pool[0], 1)
+    claim = both(from_(pool[0].name), writes_job(JobState.STARTING, key))
+    hook = tap.after(claim, lambda request: cluster.hit_pause(request.machine))
+    call = asyncio.create_task(pool[1].dispatch_job(key, timeout=6 * TTL))
+    await cluster.eventually(lambda: [node for node in cluster.running(key) if node is not pool[0]], within=FOUND + TTL)
+    assert hook.hits == 1
+    await cluster.resume(pool[0])
+    await gathered(call)
+    await Store(cluster).tidy()
+
+
+async def two_rings(cluster: Cluster) -> None:
+    """R5. A job is handed to one who does not know yet that the former owner leaves, and whose ring names that one still."""
+    tap = Wiretap(cluster)
+    pool = await _pool(cluster, 3)
+    leaver, *stayers = pool
+    keys = keys_of(leaver, 8)
+    for key in keys:
+        await leaver.dispatch_job(key)
+    held = [tap.hold_feed(node.name, "watch workers") for node in stayers]
+    leaving = asyncio.create_task(leaver.close())
+    await cluster.eventually(lambda: all(cluster.running(key) not in ([], [leaver]) for key in keys), within=TTL)
+    await cluster.sleep(2 * TTL)  # each looks again where its jobs belong
+    for feed in held:
+        feed.release()
+    await leaving
+    await Store(cluster).tidy()
+
+
+async def _one_dies(cluster: Cluster, pool: list[ClusterNode]) -> tuple[str, list[str]]:
+    keys = keys_of(pool[0], 3)
+    for key in keys:
+        await pool[0].dispatch_job(key)
+    [worker] = pool[0].workers
+    await cluster.crash(pool[0])
+    return worker.id, keys
+
+
+async def asleep_with_the_lock(cluster: Cluster) -> None:
+    """R12. A cleaner falls asleep before its last step, and wakes up when another has its lock."""
+    tap = Wiretap(cluster)
+    pool = await _pool(cluster, 5)
+    dead = pool[0].workers[0].id
+    last: Match = lambda request: any(op.key == dead for op in request.deletes("workers."))  # noqa: E731
+    first = tap.hold(last, times=1)
+    await _one_dies(cluster, pool)
+    await asyncio.wait_for(first.reached(), DIED_TOO)
+    sleeper = first.seen[0].machine
+    await cluster.pause(sleeper)
+    second = tap.hold(last, times=1)
+    await asyncio.wait_for(second.reached(), DIED_TOO)
+    first.open()
+    await cluster.resume(sleeper)
+    await cluster.sleep(0.5)
+    second.open()
+    await Store(cluster).tidy()
+
+
+async def two_take_over(cluster: Cluster) -> None:
+    """R12. A cleaner dies with the lock in its hand; two others find it stale at once, and one takes it before the other."""
+    tap = Wiretap(cluster)
+    pool = await _pool(cluster, 5)
+    dead = pool[0].workers[0].id
+    died = tap.applied(cleanup_lock(dead), lambda request: cluster.hit_crash(request.machine))
+    await _one_dies(cluster, pool)
+    await cluster.eventually(lambda: died.hits, within=DIED_TOO)
+    came: list[str] = []
+    both_there, taken = asyncio.Event(), asyncio.Event()
+
+    def touches_lock(request: Request) -> bool:
+        ops = (*request.sets("worker_cleanup."), *request.deletes("worker_cleanup."))
+        return any(op.key == dead for op in ops)
+
+    async def one_by_one(request: Request) -> None:
+        if request.machine not in came:
+            came.append(request.machine)
+        if len(came) > 1:
+            both_there.set()
+        await (both_there if request.machine == came[0] else taken).wait()
+
+    def took(request: Request) -> None:
+        if came and request.machine == came[0]:
+            taken.set()
+
+    tap.before(touches_lock, one_by_one, times=100)
+    tap.applied(cleanup_lock(dead), took, times=100)
+    await asyncio.wait_for(taken.wait(), 2 * DIED_TOO)
+    await Store(cluster).tidy()
+
+
+async def failing_at_once(cluster: Cluster) -> None:
+    """The answer to a dispatch is there before the dispatch knows that it was sent."""
+    tap = Wiretap(cluster)
+    pool = await _pool(cluster, 2)
+    client = await cluster.node(POOL, client_only=True, **QUICK)
+
+    async def fail(job: Job) -> None:
+        raise ValueError(job.key)
+
+    for node in pool:
+        keeper(node).on_start = fail
+    sent = tap.hold_answer(both(from_(client.name), writes_job(JobState.PENDING)))
+    for number in range(3):
+        call = asyncio.create_task(client.dispatch_job(f"k{number}"))
+        await sent.reached(number + 1)
+        await cluster.sleep(0.5)
+        sent.open()
+        [error] = await gathered(call)
+        assert isinstance(error, JobStartError), f"the answer to a dispatch was not heard: {error!r}"
+    await Store(cluster).tidy()
+
+
+async def notified_while_dead(cluster: Cluster) -> None:
+    """A notification lies in the inbox of one who died: whoever cleans up passes it on."""
+    pool = await _pool(cluster, 3)
+    [key] = keys_of(pool[0], 1)
+    await pool[1].dispatch_job(key)
+    await cluster.crash(pool[0])
+    try:
+        await pool[1].notify_worker(key, b"note")
+    except CorepoolError as error:
+        raise AssertionError(f"a notification in the inbox of the dead was lost: {error!r}") from error
+    [owner] = cluster.running(key)
+    assert isinstance(owner, ClusterNode)
+    assert (key, b"note") in keeper(owner).notes
+    await Store(cluster).tidy()
+
+
+async def waiting_when_cut_off(cluster: Cluster) -> None:
+    """A worker waits for the store, in the middle of what it does with a job, when it is cut off: its lease does not wait."""
+    tap = Wiretap(cluster)
+    pool = await _pool(cluster, 3)
+    [key] = keys_of(pool[0], 1)
+    await pool[1].dispatch_job(key)
+    answering = tap.hold(both(from_(pool[0].name), appends("answer")))
+    call = asyncio.create_task(pool[1].notify_worker(key, b"note"))
+    await answering.reached()
+    await cluster.partition(pool[0])
+    await cluster.eventually(lambda: cluster.running(key) not in ([], [pool[0]]), within=FOUND + TTL)
+    await cluster.heal(pool[0])
+    answering.open()
+    await gathered(call)
+    await Store(cluster).tidy()
+
+
+async def leaving_alone(cluster: Cluster) -> None:
+    """The store is not there for a moment when a worker leaves; its node is the only one."""
+    tap = Wiretap(cluster)
+    [node] = await _pool(cluster, 1)
+    worker = await node.add_worker(Keeper())
+    for number in range(6):
+        await node.dispatch_job(f"k{number}")
+
+    def refuse(_: Request) -> None:
+        raise BackendUnavailable("not now")
+
+    tap.before(lambda request: any(op.key == worker.id for op in request.sets("workers.")), refuse)
+    await node.remove_worker(worker)
+    await _at_rest(cluster, FOUND + 4 * TTL)
+
+
+async def late_after_the_burial(cluster: Cluster) -> None:
+    """A worker is dead and buried. Now arrives what it had sent before: its inbox is made, and its list of keys."""
+    pool = await _pool(cluster, 3)
+    dead, _ = await _one_dies(cluster, pool)
+    await cluster.eventually(lambda: dead not in Store(cluster).workers(), within=DIED_TOO)
+    server = cluster.world.server
+    server.streams(POOL).create(f"worker:{dead}.1", INBOX)
+    server.maps(POOL).set(f"owned@{dead}.1", "k0", b"j")
+    await _at_rest(cluster, DIED_TOO)
+
+
+async def _at_rest(cluster: Cluster, within: float) -> None:
+    look = AtRest(cluster, POOL)
+    try:
+        await cluster.eventually(lambda: not look.problem(), within=within)
+    except NotInTime as error:
+        raise AssertionError(look.problem()) from error
+
+
+async def leaving_slowly(cluster: Cluster) -> None:
+    """Handing over takes longer than a lease lasts: each stop takes its time, and only a few are made at once."""
+    pool = await _pool(cluster, 3, max_moves_in_flight=1)
+    keys = keys_of(pool[0], 4)
+    for key in keys:
+        await pool[1].dispatch_job(key)
+
+    async def slowly(_: str) -> None:
+        await asyncio.sleep(0.6 * TTL)
+
+    keeper(pool[0]).on_stop = slowly
+    await pool[0].close()
+    assert all(len(cluster.running(key)) == 1 for key in keys)
+    await Store(cluster).tidy()

@@ -1,0 +1,68 @@
+"""Each safeguard switched off is caught by the invariant that names it; with the safeguard the same run passes.
+
+A mutant is hunted where it was caught last, and, if the code has moved since, through the default seeds of tests/chaos.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from tests.chaos.conftest import DEFAULT_SEEDS
+from tests.chaos.exploring import KINDS
+
+from .mutant import Mutant, Where
+from .rules import RULES
+from .safeguards import SAFEGUARDS
+
+MUTANTS = {mutant.rule: mutant for mutant in (*RULES, *SAFEGUARDS)}
+SMALL_SEEDS = 3
+
+
+def _hunting_ground(mutant: Mutant) -> Iterator[Where]:
+    if mutant.known is not None:
+        yield mutant.known
+    seeds = DEFAULT_SEEDS if isinstance(mutant.scenario, str) else SMALL_SEEDS
+    yield from (Where(kind, seed) for seed in range(seeds) for kind in KINDS)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("rule", MUTANTS)
+def test_a_safeguard_is_missed(rule: str) -> None:
+    mutant = MUTANTS[rule]
+    others: Counter[str] = Counter()
+    for where in _hunting_ground(mutant):
+        result = mutant.run(where, mutated=True)
+        if mutant.names(result):
+            mutant.run(where, mutated=False).check()
+            return
+        if result.violation is not None:
+            others[result.violation.text[:200]] += 1
+    pytest.fail(f"nobody missed {rule!r} ({mutant.breaks}); other violations: {dict(others) or 'none'}", pytrace=False)
+
+
+@pytest.mark.parametrize("rule", [rule for rule, mutant in MUTANTS.items() if not isinstance(mutant.scenario, str)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_small_scenarios_pass_with_the_safeguard(rule: str, kind: str) -> None:
+    for seed in range(SMALL_SEEDS):
+        MUTANTS[rule].run(Where(kind, seed), mutated=False).check()
+
+
+def test_every_rule_has_a_mutant() -> None:
+    assert {mutant.rule.partition(".")[0] for mutant in RULES} == {f"R{number}" for number in range(1, 14)}
+    assert len(SAFEGUARDS) >= 8
+    assert len(MUTANTS) == len(RULES) + len(SAFEGUARDS), "two mutants have one name"
+
+
+@pytest.mark.timeout(36_000)
+def test_how_easily_they_are_missed(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
+    """The longer exploration; by default it has nothing to do."""
+    seeds = int(request.config.getoption("mutations_explore", 0))
+    for rule, mutant in MUTANTS.items() if seeds else ():
+        results = [mutant.run(Where(kind, seed), mutated=True) for seed in range(seeds) for kind in KINDS]
+        caught, failed = sum(map(mutant.names, results)), sum(not result.passed for result in results)
+        with capsys.disabled():
+            print(f"\n{rule}: named by {caught} of {len(results)} runs; {failed} failed in all", end="", flush=True)
+        assert caught, rule
