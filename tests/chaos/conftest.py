@@ -6,7 +6,7 @@ import pytest
 
 from .exploring import KINDS, SCENARIOS
 
-DEFAULT_SEEDS = 120
+DEFAULT_SEEDS = 100
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -72,7 +72,6 @@ RECOVERIES = (
     "a notification was passed on by one who has not got the job",
     "a notification was passed on from a dead inbox",
     "the whole jobs map was scanned",
-    "a record was found that nobody looked after",
     "a dispatch was taken back",
     "a review found a difference",
 )
@@ -208,7 +207,6 @@ _WATCHED: list[tuple[type[Any], str, Told]] = [
     (Sweeper, "_collect", _grown("a payload was collected", "collected")),
     (Sweeper, "_close_grave", _always("a grave was closed")),
     (Sweeper, "full_scan", _always("the whole jobs map was scanned")),
-    (Sweeper, "_attract", _always("a record was found that nobody looked after")),
     (Router, "_route_start", _grown("a job was routed from the queue", "routed")),
     (Router, "_route_notification", _if_true("a notification was routed from the queue")),
     (OwnedJob, "_pass_notification_on", _always("a notification was passed on by one who has not got the job")),

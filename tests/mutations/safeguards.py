@@ -20,18 +20,21 @@ from corepool.pool.protocol import JobProtocol, Outcome
 from corepool.pool.router import Router
 from corepool.pool.session import Session
 from corepool.pool.store import INBOX, Stored
+from corepool.pool.sweeper import Sweeper
 from corepool.pool.ticker import Ticker
 from corepool.pool.wire import JobRecord, JobState, NotifyEvent
 from corepool.pool.worker import Worker
 from corepool.rmap.replica import Replica
 
 from .mutant import Change, Mutant, Where, changed
+from .rules import nothing
 from .small import (
     failing_at_once,
     late_after_the_burial,
     leaving_alone,
     leaving_slowly,
     notified_while_dead,
+    overlooked,
     waiting_when_cut_off,
 )
 
@@ -277,6 +280,13 @@ SAFEGUARDS = [
         changes=(Change(CleanupLock, "bury_op", _no_grave),),
         caught=r"\b11: (streams|indexes)",
         scenario=late_after_the_burial,
+    ),
+    Mutant(
+        rule="the full scan",
+        breaks="a record whose doorbell and attention entry are both lost is found by nobody",
+        changes=(Change(Sweeper, "full_scan", nothing),),
+        caught=r"\b10: .* nobody looks after it",
+        scenario=overlooked,
     ),
     Mutant(
         rule="a stop survives its owner",

@@ -27,6 +27,7 @@ __all__ = [
     "leaving_alone",
     "leaving_slowly",
     "notified_while_dead",
+    "overlooked",
     "two_rings",
     "two_take_over",
     "waiting_when_cut_off",
@@ -116,8 +117,8 @@ async def two_take_over(cluster: Cluster) -> None:
     both_there, taken = asyncio.Event(), asyncio.Event()
 
     def touches_lock(request: Request) -> bool:
-        ops = (*request.sets("worker_cleanup."), *request.deletes("worker_cleanup."))
-        return any(op.key == dead for op in ops)
+        written = [op.key for op in request.sets("worker_cleanup.")]
+        return dead in written or any(op.key == dead for op in request.deletes("worker_cleanup."))
 
     async def one_by_one(request: Request) -> None:
         if request.machine not in came:
@@ -216,6 +217,29 @@ async def late_after_the_burial(cluster: Cluster) -> None:
     server.streams(POOL).create(f"worker:{dead}.1", INBOX)
     server.maps(POOL).set(f"owned@{dead}.1", "k0", b"j")
     await _at_rest(cluster, DIED_TOO)
+
+
+async def overlooked(cluster: Cluster) -> None:
+    """A job is on its way, its doorbell is lost, and so is the entry that would lead the sweeper to it."""
+    tap = Wiretap(cluster)
+    pool = await _pool(cluster, 2, full_scan_interval=2 * TTL)
+    [key] = keys_of(pool[0], 1)
+    held = tap.hold_feed(pool[0].name, "sink owner of worker:")
+    call = asyncio.create_task(pool[1].dispatch_job(key, timeout=60 * TTL))
+    await cluster.eventually(lambda: held.held, within=TTL)
+    server, inbox = cluster.world.server, f"worker:{pool[0].workers[0].id}.1"
+    for name in Store(cluster).map("attention"):
+        server.maps(POOL).delete("attention.1", name)
+    server.streams(POOL).remove(inbox, [event.id for event in server.streams(POOL).range(inbox, "", 100)])
+    held.held.clear()
+    held.release()
+    await cluster.reset(pool[0])  # what was on the wire is lost with its connection
+    try:
+        await cluster.eventually(lambda: cluster.running(key), within=8 * TTL)
+    except NotInTime as error:
+        raise AssertionError(f"10: {key} is on its way, and nobody looks after it") from error
+    await gathered(call)
+    await Store(cluster).tidy()
 
 
 async def _at_rest(cluster: Cluster, within: float) -> None:
