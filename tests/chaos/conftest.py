@@ -1,4 +1,5 @@
-"""``pytest tests/chaos --chaos-seeds 2000`` explores further; ``--chaos-first-seed`` elsewhere."""
+"""``pytest tests/chaos --chaos-seeds 2000`` explores further; ``--chaos-first-seed`` elsewhere; ``--chaos-replay`` replays the
+token of a failure, for the one test that printed it."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="seeds of the chaos scenario on each kind of store, and a quarter of it for each disaster "
         f"(give the folder tests/chaos on the command line; default: {DEFAULT_SEEDS})",
     )
+    parser.addoption("--chaos-replay", metavar="TOKEN", help="replay this run, in the one test that is selected")
     parser.addoption("--chaos-first-seed", type=int, default=0, metavar="SEED", help="begin with this seed")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from functools import cache
-from typing import Any
 
 from corepool.testing import Budgets, Cluster, Faults, simulate_cluster
 from corepool.testing.chaos import chaos
@@ -34,23 +33,22 @@ BUDGETS = Budgets(steps=2_000_000, virtual_seconds=3 * 3600.0)
 
 
 @cache
-def run(scenario: str, kind: str, seed: int) -> str:
-    """The report of a run that failed, reduced to what matters; "" if it passed. The second time it costs nothing."""
-    return _run(scenario, kind, seed, {})
+def run(scenario: str, kind: str, seed: int, token: str | None = None) -> str:
+    """The report of a run that failed, reduced to what matters; "" if it passed. The second time it costs nothing.
 
-
-def _run(scenario: str, kind: str, seed: int, options: dict[str, Any]) -> str:
+    token: replay the run that it stands for instead.
+    """
     began = time.process_time()
     coverage = Coverage()
     with watched(coverage):
         result = simulate_cluster(
             SCENARIOS[scenario],
             seed=seed,
+            token=token,
             faults=Faults.everything(),
             budgets=BUDGETS,
             name=scenario,
             store_options=MemoryOptions(atomic_commit=KINDS[kind]),
-            **options,
         )
     TOTAL.runs += 1
     TOTAL.virtual += result.virtual_seconds

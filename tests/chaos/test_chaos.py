@@ -5,6 +5,8 @@ Each test is one run, a function of its seed; its failure prints the smallest ru
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from corepool.testing import Faults, simulate_cluster
@@ -64,33 +66,39 @@ SITUATIONS = (
 )
 
 
-def _passes(scenario: str, kind: str, seed: int) -> None:
-    if report := run(scenario, kind, seed):
-        pytest.fail(report, pytrace=False)
+@pytest.fixture
+def passes(request: pytest.FixtureRequest) -> Callable[[str, str, int], None]:
+    """Fails the test with the report of the run, if it failed."""
+
+    def check(scenario: str, kind: str, seed: int) -> None:
+        if report := run(scenario, kind, seed, request.config.getoption("chaos_replay", None)):
+            pytest.fail(report, pytrace=False)
+
+    return check
 
 
 @pytest.mark.timeout(120)
-def test_chaos(kind: str, seed: int) -> None:
+def test_chaos(passes: Callable[[str, str, int], None], kind: str, seed: int) -> None:
     """Nodes come, go and crash under faults while clients call."""
-    _passes("chaos", kind, seed)
+    passes("chaos", kind, seed)
 
 
 @pytest.mark.timeout(120)
-def test_minority(kind: str, seed: int) -> None:
+def test_minority(passes: Callable[[str, str, int], None], kind: str, seed: int) -> None:
     """The same, and a minority of the machines never comes back."""
-    _passes("minority", kind, seed)
+    passes("minority", kind, seed)
 
 
 @pytest.mark.timeout(120)
-def test_outage(kind: str, seed: int) -> None:
+def test_outage(passes: Callable[[str, str, int], None], kind: str, seed: int) -> None:
     """The same, and the whole store is away for longer than ``worker_ttl``."""
-    _passes("outage", kind, seed)
+    passes("outage", kind, seed)
 
 
 @pytest.mark.timeout(120)
-def test_rollback(kind: str, seed: int) -> None:
+def test_rollback(passes: Callable[[str, str, int], None], kind: str, seed: int) -> None:
     """The same, and the store loses acknowledged writes (R13)."""
-    _passes("rollback", kind, seed)
+    passes("rollback", kind, seed)
 
 
 @pytest.mark.timeout(600)
