@@ -318,8 +318,8 @@ class Chaos:
         cleaner and the cleaner's lock, each twice because observers begin anew; and a leave that was under way."""
         return 12 * self.ttl + float(self.options["worker_shutdown_ttl"])
 
-    async def settle(self) -> None:
-        """Liveness: everything comes right within the bound, and stays right for a time to live.
+    async def settle(self, *, went_back: bool = False) -> None:
+        """Liveness: everything comes right within the bound, and stays right for a time to live. went_back: see `AtRest`.
 
         Raises:
             InvariantViolated: it does not.
@@ -328,7 +328,7 @@ class Chaos:
         cluster.world.calm()
         if not any(node.workers for node in self.up()):
             await self.boot()
-        look = AtRest(cluster, POOL)
+        look = AtRest(cluster, POOL, went_back=went_back)
         problem, since = "9: nothing was looked at", cluster.now
 
         def right() -> bool:

@@ -82,7 +82,7 @@ async def rollback(cluster: Cluster) -> None:
         cluster.sometimes("the store went back")
 
     await run.live(strike())
-    await run.settle()
+    await run.settle(went_back=True)
     certain = [call for call in run.dispatches if (call.returned or 0.0) < lost_since or call.invoked > lost_until]
     unknown = OutcomeUnknown("the store went back")
     stops = [

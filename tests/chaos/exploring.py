@@ -58,6 +58,4 @@ def run(scenario: str, kind: str, seed: int, token: str | None = None) -> str:
     TOTAL.covered.update(coverage.seen)
     if result.passed:
         return ""
-    return result.report(
-        f"pytest 'tests/chaos/test_chaos.py::test_{scenario}[{kind}-{seed}]'   # or the token {{token}}"
-    )
+    return result.report(f"pytest 'tests/chaos/test_chaos.py::test_{scenario}[{kind}-{seed}]' --chaos-replay {{token}}")
