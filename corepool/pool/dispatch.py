@@ -243,15 +243,23 @@ class JobCalls:
 
     async def stop(self, key: str) -> None:
         """Returns when the job has stopped. See `Node.stop_job`."""
+        with self._context.calls.open() as call:
+            job_id = await self._ask_stop(key, call)
+            if job_id:
+                await self._await_end(key, job_id, call)
+
+    async def _ask_stop(self, key: str, call: Call) -> str:
+        """The job that was asked to stop, "" if it is gone already."""
         context = self._context
-        with context.calls.open() as call:
-            reply = ReplyTo(context.node_id, call.number)
-            job_id = ""
-            while True:
+        reply = ReplyTo(context.node_id, call.number)
+        job_id = ""
+        in_doubt = False
+        while True:
+            try:
                 stored = await context.store.job(key)
                 if stored is None or (job_id and stored.record.job_id != job_id):
                     if job_id:
-                        return  # gone while we asked: stopped all the same
+                        return ""  # gone while we asked: stopped all the same
                     raise JobNotFoundError(f"no job has the key {key!r}")
                 job_id = stored.record.job_id
                 match stored.record.state:
@@ -259,17 +267,25 @@ class JobCalls:
                         waiting = stored.record.reply  # whoever deletes an unstarted record answers its dispatcher (R1)
                         fresh = transitions.never_claimed(stored.record)
                         removal = context.protocol.remove(key, stored, [waiting], Verdict.GONE, by_stranger=fresh)
-                        if (await removal).applied:
-                            return
+                        outcome = await removal
+                        if outcome.applied:
+                            return ""
                     case JobState.STARTING | JobState.RUNNING:
                         asked = transitions.ask_stop(stored.record, context.wall())
-                        if (await context.protocol.ask_stop(key, stored, asked, reply)).applied:
-                            break
+                        outcome = await context.protocol.ask_stop(key, stored, asked, reply)
+                        if outcome.applied:
+                            return job_id
                     case JobState.STOPPING:
                         bell = StopEvent(key, job_id, reply)
                         await context.forward(stored.record.worker, bell)
-                        break
-            await self._await_end(key, job_id, call)
+                        return job_id
+                in_doubt = in_doubt or outcome.doubtful
+            except BackendUnavailable as error:
+                if not in_doubt:
+                    raise  # nothing was done
+                raise OutcomeUnknown(
+                    f"whether the stop of {key!r} was recorded, or carried out, cannot be told now: {error}"
+                ) from error
 
     # --- notify ------------------------------------------------------------------------------------------------------
 
