@@ -326,6 +326,9 @@ class Chaos:
         """
         cluster = self.cluster
         cluster.world.calm()
+        network = cluster.world.network
+        clogged = max((network.link(machine.name).clogged_until for machine in cluster.machines), default=0.0)
+        await cluster.sleep(max(0.0, clogged - cluster.now))  # what is held up arrives only then: the last fault
         if not any(node.workers for node in self.up()):
             await self.boot()
         look = AtRest(cluster, POOL, went_back=went_back)

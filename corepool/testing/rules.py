@@ -301,7 +301,7 @@ class StoreRules:
         elif after.value.dead:
             self._dead.add(member)
             silence = self._cluster.now - self._silent_since.get(member, 0.0)
-            if silence < _CLOCKS * self._ttl:
+            if silence < _CLOCKS * self._ttl and record is not None:  # else a slow cleaner comes after a faster one
                 _fail(f"6: {who} declared {member} dead {silence:.3f} s after a sign of life")
         elif before is not None and before.value.dead:  # after the burial a late request of the joiner may still arrive
             _fail(f"6 (R7): {member} was declared dead and gives a sign of life")
