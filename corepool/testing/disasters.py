@@ -50,10 +50,12 @@ async def outage(cluster: Cluster) -> None:
         await cluster.sleep(1.0 + cluster.choose(40, "strike") / 4)
         run.dark = True
         began = cluster.now
+        cluster.world.nemesis.rest()  # or it would end its own partitions in the middle
         await cluster.partition()
         await cluster.sleep((1.25, 2.0, 4.0)[cluster.choose(3, "outage")] * run.ttl)
         run.rules.forgive(cluster.now - began)
         await cluster.heal()
+        cluster.world.nemesis.rise()
         run.dark = False
         cluster.sometimes("the store was away for longer than a worker lives")
 

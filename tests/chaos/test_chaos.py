@@ -106,7 +106,7 @@ def test_all_of_it_happens(request: pytest.FixtureRequest) -> None:
     """Every kind of fault, every outcome a caller can be told, every transition of a record and every path of recovery is
     reached by the default seeds: a run in which nothing happens proves nothing."""
     for scenario, kind, seed in default_runs(request.config):
-        run(scenario, kind, seed)
+        run(scenario, kind, seed, None)
     wanted = [f"fault: {name}" for name in FAULTS] + [*SITUATIONS, *TRANSITIONS, *RECOVERIES]
     assert [what for what in wanted if not TOTAL.covered[what]] == []
 

@@ -29,7 +29,7 @@ def test_a_run_that_found_something_passes(line: str) -> None:
     entry = _entry(line)
     assert entry["scenario"] in SCENARIOS
     assert entry["kind"] in KINDS
-    if report := run(entry["scenario"], entry["kind"], int(entry["seed"])):
+    if report := run(entry["scenario"], entry["kind"], int(entry["seed"]), None):
         pytest.fail(f"{entry['story']}\n{report}", pytrace=False)
 
 

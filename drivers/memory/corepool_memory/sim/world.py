@@ -14,6 +14,7 @@ Neighbours: :mod:`~corepool_memory.sim.run` makes one per run and tears it down.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import random as random_module
 import warnings
@@ -368,6 +369,7 @@ class World:
             tasks.clear()
             for node in self.nodes.values():
                 node.graveyard.clear()
+            gc.collect(1)  # what hangs in cycles goes now, while nobody listens to its complaints
 
 
 @contextmanager
