@@ -36,7 +36,7 @@ BUDGETS = Budgets(steps=2_000_000, virtual_seconds=3 * 3600.0)
 def run(scenario: str, kind: str, seed: int, token: str | None) -> str:
     """The report of a run that failed, reduced to what matters; "" if it passed. The second time it costs nothing.
 
-    token: replay the run that it stands for instead. (Without a default: a cache tells a value left out from one that is given.)
+    token: replay the run that it stands for instead. It has no default: a cache tells a value left out from one given.
     """
     began = time.process_time()
     coverage = Coverage()

@@ -172,7 +172,9 @@ class Link:
             endpoint = await self._route.resolve()
         except BackendUnavailable as error:  # in the middle of a failover nobody knows: that passes
             raise NotPrimary(str(error)) from None
-        self._last_error = self._told or f"{endpoint} does not answer"  # what the last try came to says more than this one, yet
+        self._last_error = (
+            self._told or f"{endpoint} does not answer"
+        )  # what the last try came to says more than this one, yet
         return await self._open_at(endpoint)
 
     async def _open_at(self, endpoint: Endpoint) -> tuple[Connection, Server]:
