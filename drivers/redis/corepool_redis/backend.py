@@ -62,14 +62,14 @@ class _Hub:
             return Link(route, settings, epochs=epochs, rng=backend.random, client=backend.client)
 
         self.link = link()
-        self.scopes: set[bytes] = set()
+        self.spaces: dict[bytes, Space] = {}
         self.feeds = FeedReader(self.link, link(), scope, interval)
         self.sinks = SinkReader(self.link, link(), interval, backend.random)
 
     async def close(self) -> None:
         await asyncio.gather(self.sinks.close(), self.feeds.close())
         if self.link.connected:
-            wakes = [wake_key(scope, self.link.client, reader) for scope in self.scopes for reader in "rg"]
+            wakes = [wake_key(scope, self.link.client, reader) for scope in self.spaces for reader in "rg"]
             with contextlib.suppress(CorepoolError, Refused, TimeoutError):  # they expire by themselves
                 async with asyncio.timeout(0.5):
                     await asyncio.gather(*(self.link.command("DEL", wake) for wake in wakes))
@@ -199,8 +199,10 @@ class RedisBackend:
         check_name("a namespace's name", name, self._capabilities)
         scope = scope_of(name)
         hub = self._hub(scope)
-        hub.scopes.add(scope)
-        space = Space.of(scope, hub.link, self._capabilities, self._random, self.options.log_length)
+        space = hub.spaces.get(scope)
+        if space is None:  # one for all who name it: what they commit together leaves together
+            space = Space.of(scope, hub.link, self._capabilities, self._random, self.options.log_length)
+            hub.spaces[scope] = space
         return RedisNamespace(hub, space, name)
 
     def _hub(self, scope: bytes) -> _Hub:

@@ -1,10 +1,9 @@
 """Operations into the arguments of ``apply.lua``, and its answers back.
 
 Purpose: the one path by which anything of a namespace is changed together.
-Invariants: names, keys and sizes are checked before anything is sent; every commit carries a fresh nonce, by which its entries
-in the change logs are told from those of another history; a commit that cannot grow the data runs in the spelling that a server
-with full memory lets through.
-Neighbours: :mod:`corepool_redis.maps`, :mod:`corepool_redis.streams` and ``Namespace.commit`` build batches.
+Invariants: names, keys and sizes are checked before anything is sent; a commit that cannot grow the data runs in the spelling
+that a server with full memory lets through.
+Neighbours: :mod:`corepool_redis.group` sends; :mod:`corepool_redis.maps`, :mod:`corepool_redis.streams` and ``Namespace.commit`` build batches.
 """
 
 from __future__ import annotations
@@ -32,9 +31,10 @@ from corepool.driver import (
     check_value,
 )
 from corepool.errors import BackendUnavailable, CorepoolError, OutcomeUnknown, WireError
+from corepool_redis.group import GroupCommit, Lost, Pair, Section
 from corepool_redis.keys import MapKeys, Receipt, StreamKeys, encode_id, mark_key
 from corepool_redis.link import Link, Refused
-from corepool_redis.resp import Arg, Reply
+from corepool_redis.resp import Arg, Reply, ReplyError
 from corepool_redis.scripts import Script
 
 __all__ = [
@@ -47,32 +47,56 @@ __all__ = [
     "read_entries",
     "read_entry",
     "read_previous",
+    "set_section",
     "translate",
 ]
 
 log = logging.getLogger("corepool.redis")
 
+_REMEMBERED = 4096  # names whose keys are not put together anew each time
+
 
 @attrs.frozen(slots=True)
 class Space:
-    """What all stores of a namespace share.
-
-    log_length: entries a map's change log keeps at least; a watch that falls further behind gets a snapshot.
-    """
+    """What all stores of a namespace share."""
 
     scope: bytes
     link: Link
     capabilities: Capabilities
     random: Random
-    log_length: int
-    mark: bytes
-    scratch: bytes
+    group: GroupCommit
+    _pairs: dict[tuple[str, str], Pair] = attrs.field(factory=dict[tuple[str, str], Pair], eq=False, repr=False)
 
     @classmethod
     def of(cls, scope: bytes, link: Link, capabilities: Capabilities, rng: Random, log_length: int) -> Space:
-        """A namespace, with the keys that each of its commits names put together once."""
+        """A namespace.
+
+        log_length: entries a map's change log keeps at least; a watch that falls further behind gets a snapshot.
+        """
         scratch = b"%bt:%b" % (scope, link.client.encode())
-        return cls(scope, link, capabilities, rng, log_length, mark_key(scope), scratch)
+        limits = (log_length, capabilities.max_value_bytes)
+        group = GroupCommit(link, scope, (mark_key(scope), scratch), limits, rng)
+        return cls(scope, link, capabilities, rng, group)
+
+    def pair(self, kind: str, name: str) -> Pair:
+        """The keys of a map or stream, with its name checked the first time.
+
+        Raises:
+            InvalidKeyError: the name is no name.
+        """
+        pair = self._pairs.get((kind, name))
+        if pair is None:
+            check_name(f"a {kind}'s name", name, self.capabilities)
+            if len(self._pairs) >= _REMEMBERED:
+                self._pairs.clear()
+            if kind == "map":
+                of_map = MapKeys.of(self.scope, name)
+                pair = (of_map.data, of_map.log)
+            else:
+                of_stream = StreamKeys.of(self.scope, name)
+                pair = (of_stream.events, of_stream.config)
+            self._pairs[kind, name] = pair
+        return pair
 
 
 def translate(refused: Refused, *, write: bool) -> CorepoolError:
@@ -137,61 +161,55 @@ def encode_when(when: When) -> bytes:
 
 
 class Batch:
-    """Operations for one run of the apply script. Build it, ``run`` it once, then read the results by index."""
+    """Operations that are applied together: a section of a run of the apply script. Build it, ``run`` it once, then read the
+    results by index."""
+
+    __slots__ = ("_args", "_grows", "_places", "_rare", "_space", "_writes", "size")
 
     def __init__(self, space: Space) -> None:
         self._space = space
-        self._keys: list[bytes] = [space.mark, space.scratch]
-        self._places: dict[tuple[str, str], int] = {}
-        self._args: list[Arg] = []
+        self._places: list[int] = []  # where in the arguments the script expects a place
+        self._args: list[Arg | Pair] = []
         self._grows = False
         self._writes = False
+        self._rare = False
         self.size = 0  # bytes of values, for who splits large batches
 
     # --- building -----------------------------------------------------------------------------------------------------
 
-    def _place(self, kind: str, name: str) -> int:
-        place = self._places.get((kind, name))
-        if place is None:
-            check_name(f"a {kind}'s name", name, self._space.capabilities)
-            place = self._places[kind, name] = len(self._keys) + 2  # Lua counts from 1, and the fence comes first
-            if kind == "map":
-                of_map = MapKeys.of(self._space.scope, name)
-                self._keys += (of_map.data, of_map.log)
-            else:
-                of_stream = StreamKeys.of(self._space.scope, name)
-                self._keys += (of_stream.events, of_stream.config)
-        return place
+    def _op(self, letter: str, pair: Pair, *rest: Arg) -> None:
+        self._places.append(len(self._args) + 1)
+        self._args += (letter, pair, *rest)
 
     def set(self, name: str, key: str, value: bytes, when: When, *, optional: bool) -> None:
         """Set a key of a map."""
         check_key(key, self._space.capabilities)
         check_value(value, self._space.capabilities)
-        self._args += ("s", self._place("map", name), key, value, encode_when(when), int(optional))
+        self._op("s", self._space.pair("map", name), key, value, encode_when(when), int(optional))
         self._grows = self._writes = True
         self.size += len(value) + len(key)
 
     def delete(self, name: str, key: str, when: When, *, optional: bool) -> None:
         """Remove a key of a map."""
         check_key(key, self._space.capabilities)
-        self._args += ("d", self._place("map", name), key, encode_when(when), int(optional))
+        self._op("d", self._space.pair("map", name), key, encode_when(when), int(optional))
         self._writes = True
         self.size += len(key)
 
     def get(self, name: str, key: str) -> None:
         """Read a key of a map."""
         check_key(key, self._space.capabilities)
-        self._args += ("g", self._place("map", name), key)
+        self._op("g", self._space.pair("map", name), key)
 
     def clear(self, name: str, when: When) -> None:
         """Remove all keys of a map."""
-        self._args += ("c", self._place("map", name), encode_when(when))
-        self._writes = True
+        self._op("c", self._space.pair("map", name), encode_when(when))
+        self._writes = self._rare = True
 
     def destroy(self, name: str) -> None:
         """Remove a map; stands alone in its batch."""
-        self._args += ("x", self._place("map", name))
-        self._writes = True
+        self._op("x", self._space.pair("map", name))
+        self._writes = self._rare = True
 
     def update(self, name: str, key: str, op: ValueOp) -> None:
         """Apply a value operation."""
@@ -205,17 +223,20 @@ class Batch:
                 kind = "r"
         for value in values:
             check_value(value, self._space.capabilities)
-        self._args += ("u", self._place("map", name), key, kind, len(values), *values)
-        self._grows = self._writes = True
+            self.size += len(value)
+        self._op("u", self._space.pair("map", name), key, kind, len(values), *values)
+        self._grows = self._writes = self._rare = True
 
     def append(self, name: str, event: NewEvent, *, stamp: int | None = None, optional: bool, create: bool) -> None:
         """Append an event to a stream."""
-        check_name("an event's name", event.name, self._space.capabilities)
+        space = self._space
+        check_name("an event's name", event.name, space.capabilities)
         if event.topic:
-            check_name("a topic", event.topic, self._space.capabilities)
-        check_value(event.payload, self._space.capabilities)
-        self._args += ("a", self._place("stream", name), event.name, event.topic, event.payload)
-        self._args += ("" if stamp is None else stamp, int(optional), int(create))
+            check_name("a topic", event.topic, space.capabilities)
+        check_value(event.payload, space.capabilities)
+        stamped: Arg = "" if stamp is None else stamp
+        pair = space.pair("stream", name)
+        self._op("a", pair, event.name, event.topic, event.payload, stamped, int(optional), int(create))
         self._grows = self._writes = True
         self.size += len(event.payload)
 
@@ -223,16 +244,10 @@ class Batch:
         """Acknowledge a delivery. A receipt that is none of ours is sent as one that fits nothing."""
         found = Receipt.parse(receipt)
         if found is None or len(found.stream.encode()) > self._space.capabilities.max_name_bytes:
-            self._args += ("k", self._place("stream", "-"), 0, "0-1", 0, "-")
+            self._op("k", self._space.pair("stream", "-"), 0, "0-1", 0, "-")
         else:
-            self._args += (
-                "k",
-                self._place("stream", found.stream),
-                found.sink,
-                found.id.raw,
-                found.count,
-                found.consumer,
-            )
+            pair = self._space.pair("stream", found.stream)
+            self._op("k", pair, found.sink, found.id.raw, found.count, found.consumer)
         self._writes = True
 
     # --- running ------------------------------------------------------------------------------------------------------
@@ -245,22 +260,46 @@ class Batch:
             OutcomeUnknown: everything or nothing was applied, or still may be.
             WireError: the server holds what this driver did not write.
         """
-        return await apply(self._space, self._keys, self._args, grows=self._grows, writes=self._writes)
+        script = _script(grows=self._grows, rare=self._rare)
+        return await apply(
+            self._space, Section(script, self._args, self._places, self.size, repeat=not self._writes)
+        )
 
 
-async def apply(
-    space: Space, keys: Sequence[bytes], args: Sequence[Arg], *, grows: bool, writes: bool
-) -> tuple[int | None, list[Reply]]:
-    """Run the script on encoded operations: what ``Batch.run`` does, for a caller with few and fixed ones."""
-    script = Script.named("apply" if grows else "apply-shrink")
-    head = (space.random.getrandbits(62) + 1, space.log_length, space.capabilities.max_value_bytes)
+def _script(*, grows: bool, rare: bool) -> Script:
+    return Script.named(f"apply{'-rare' if rare else ''}{'' if grows else '-shrink'}")
+
+
+def set_section(pair: Pair, key: str, value: bytes, when: When) -> Section:
+    """What a batch with one set comes to: keep-alives and records do this all day."""
+    return Section(
+        Script.named("apply"), ["s", pair, key, value, encode_when(when), 1], _SECOND, len(value), repeat=False
+    )
+
+
+_SECOND = (1,)
+
+
+async def apply(space: Space, section: Section) -> tuple[int | None, list[Reply]]:
+    """Run a section: see ``Batch.run``."""
     try:
-        reply = await space.link.run(script, keys, (*head, *args), scope=space.scope, repeat=not writes)
+        answer = await space.group.submit(section)
+        if answer is None:  # certainly not applied, so it may be sent again
+            answer = await space.group.alone(section)
     except Refused as refused:
-        raise translate(refused, write=writes) from None
-    if not isinstance(reply, list) or not reply or not isinstance(reply[0], int):
-        raise WireError("the server's answer to a commit has an unknown form")
-    return (None if reply[0] < 0 else reply[0]), reply[1:]
+        raise translate(refused, write=not section.repeat) from None
+    except Lost as lost:
+        raise OutcomeUnknown(f"{lost}; the write may or may not have been applied") from None
+    match answer:
+        case [int() as stopped, *results] if stopped >= -1:
+            return (None if stopped < 0 else stopped), results
+        case [int() as kind, bytes() as why]:
+            raise translate(Refused(ReplyError(why.decode(errors="replace"))), write=kind == _PERHAPS_IN_PART)
+        case _:
+            raise WireError("the server's answer to a commit has an unknown form")
+
+
+_PERHAPS_IN_PART = -3
 
 
 def read_commit(key: str, reply: Reply) -> Commit:

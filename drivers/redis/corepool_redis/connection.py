@@ -117,13 +117,17 @@ class Connection(asyncio.Protocol):
         self._unsent_slots.append(slot)
         if not self._flushing and not self._paused:
             self._flushing = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self._flush_later)
         if self._watchdog is None:
             self._watchdog = self._loop.call_later(patience, self._watch)
         elif self._watchdog.when() > slot.since + patience:
             self._watchdog.cancel()
             self._watchdog = self._loop.call_later(patience, self._watch)
         return future
+
+    def flush(self) -> None:
+        """Write what was queued now, not at the end of this turn of the loop."""
+        self._flush()
 
     def abort(self, reason: str) -> None:
         """Give the socket up at once; idempotent."""
@@ -177,7 +181,6 @@ class Connection(asyncio.Protocol):
         self.on_reply()
 
     def _flush(self) -> None:
-        self._flushing = False
         if self.closed or self._paused or not self._unsent or self._transport is None:
             return
         for slot in self._unsent_slots:
@@ -186,6 +189,10 @@ class Connection(asyncio.Protocol):
         self._unsent.clear()
         self._unsent_slots.clear()
         self._transport.write(data)
+
+    def _flush_later(self) -> None:
+        self._flushing = False
+        self._flush()
 
     def _watch(self) -> None:
         self._watchdog = None

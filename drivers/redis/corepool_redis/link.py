@@ -22,6 +22,7 @@ import asyncio
 import itertools
 import logging
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from corepool.errors import BackendUnavailable, CorepoolError, OutcomeUnknown
@@ -47,6 +48,9 @@ _LASTING = {
 }
 
 
+_REFUSED_AS_A_WHOLE = _PASSING | _LASTING.keys() | {"NOSCRIPT", "MOVED", "ASK", "READONLY", "FENCED"}
+
+
 class Refused(Exception):
     """The server answered a call with an error that its caller must interpret. ``passing``: it will pass by itself."""
 
@@ -54,6 +58,48 @@ class Refused(Exception):
         super().__init__(str(error))
         self.code = error.code
         self.passing = error.code in _PASSING
+
+
+class Room:
+    """How many commands may still be sent before a reply must come. First come, first served.
+
+    Not asyncio.Semaphore: whoever sends a script for many callers must know, without waiting, whether it may.
+    """
+
+    __slots__ = ("_free", "_waiting")
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def try_take(self) -> bool:
+        """Take a place if there is one."""
+        if self._free == 0:
+            return False
+        self._free -= 1
+        return True
+
+    async def take(self) -> None:
+        """Wait for a place."""
+        if self.try_take():
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if not waiter.cancelled():
+                self.release()  # the place was handed over in this very moment
+            raise
+
+    def release(self) -> None:
+        """Give a place back: to whoever has waited longest."""
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+        self._free += 1
 
 
 class Link:
@@ -74,7 +120,7 @@ class Link:
         self._sides: dict[Endpoint, Connection] = {}
         self._connecting: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()  # set and replaced whenever a waiting call should look again
-        self._room = asyncio.Semaphore(settings.max_in_flight)
+        self._room = Room(settings.max_in_flight)
         self._why: CorepoolError | None = None
         self._last_error = "not connected yet"
         self._told = ""
@@ -172,9 +218,8 @@ class Link:
             endpoint = await self._route.resolve()
         except BackendUnavailable as error:  # in the middle of a failover nobody knows: that passes
             raise NotPrimary(str(error)) from None
-        self._last_error = (
-            self._told or f"{endpoint} does not answer"
-        )  # what the last try came to says more than this one, yet
+        # what the last try came to says more than that this one is under way
+        self._last_error = self._told or f"{endpoint} does not answer"
         return await self._open_at(endpoint)
 
     async def _open_at(self, endpoint: Endpoint) -> tuple[Connection, Server]:
@@ -242,6 +287,29 @@ class Link:
             scope=scope,
             repeat=repeat,
         )
+
+    def send_now(
+        self, script: Script, keys: Sequence[bytes], args: Sequence[Arg], *, scope: bytes
+    ) -> asyncio.Future[Reply] | None:
+        """Send a fenced script once, without waiting: None if there is no socket, or no room on it; nothing was sent then.
+
+        The future ends with the reply, an error of the server included, or with `ConnectionLost`.
+        """
+        connection = self._connection
+        if connection is None or not self._room.try_take():
+            return None
+        fenced = (fence_key(scope, self.client), *keys)
+        command = script.invoke(fenced, (connection.epoch, *args), full=False, flagged=self.server.has_script_flags)
+        return connection.send(command, patience=self._settings.timeout, scope=scope)
+
+    def flush(self) -> None:
+        """Write what was sent in this turn of the loop now."""
+        if self._connection is not None:
+            self._connection.flush()
+
+    def surely_refused(self, reply: ReplyError) -> bool:
+        """Whether the server refused the whole command before it did any of it."""
+        return reply.code in _REFUSED_AS_A_WHOLE
 
     async def blocking(self, *args: Arg, block: float) -> Reply:
         """A command that waits on the server, on the current socket and once.
@@ -331,16 +399,14 @@ class Link:
         while True:
             if self._connection is None:
                 await self.ready(max(0.0, deadline - asyncio.get_running_loop().time()))
-            if self._room.locked():
+            if not self._room.try_take():
                 try:
                     async with asyncio.timeout_at(deadline):
-                        await self._room.acquire()
+                        await self._room.take()
                 except TimeoutError:
                     raise BackendUnavailable(
                         f"{self._settings.max_in_flight} calls wait for replies already; nothing was sent"
                     ) from None
-            else:
-                await self._room.acquire()  # does not wait
             if self._connection is not None:
                 return self._connection
             self._room.release()

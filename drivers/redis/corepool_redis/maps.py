@@ -31,11 +31,11 @@ from corepool_redis.commit import (
     Batch,
     Space,
     apply,
-    encode_when,
     read_commit,
     read_entries,
     read_entry,
     read_previous,
+    set_section,
     translate,
 )
 from corepool_redis.feeds import FeedReader
@@ -46,7 +46,6 @@ from corepool_redis.watch import RedisWatch
 
 __all__ = ["RedisMap"]
 
-_FIRST_PLACE = 4  # of this map in the keys of a script: after fence, mark and scratch, counted from 1
 _CHUNK_BYTES = 4 * 1024 * 1024
 
 
@@ -58,7 +57,7 @@ class RedisMap:
         self._feeds = feeds
         self._name = name
         self._keys = MapKeys.of(space.scope, name)
-        self._fixed = (space.mark, space.scratch, self._keys.data, self._keys.log)
+        self._pair = (self._keys.data, self._keys.log)
 
     def __repr__(self) -> str:
         return f"<RedisMap {self._name!r}>"
@@ -90,9 +89,7 @@ class RedisMap:
     async def set(self, key: str, value: bytes, when: When = ALWAYS) -> Commit:
         check_key(key, self._space.capabilities)
         check_value(value, self._space.capabilities)
-        # without a Batch: keep-alives and records do this all day
-        args = ("s", _FIRST_PLACE, key, value, encode_when(when), 1)
-        _, results = await apply(self._space, self._fixed, args, grows=True, writes=True)
+        _, results = await apply(self._space, set_section(self._pair, key, value, when))
         return read_commit(key, results[0])
 
     async def delete(self, key: str, when: When = ALWAYS) -> Commit:

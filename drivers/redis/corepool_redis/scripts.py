@@ -5,7 +5,7 @@ Invariants: a script is sent by its digest and, only when the server does not kn
 node), once more as text; server-side functions are not used, since two library versions would collide in a rolling upgrade.
 Neighbours: :mod:`corepool_redis.link` invokes; the stores name keys and arguments.
 
-Each script is put together from the gate, ``common.lua`` and its own file. It has one of two settings, because a
+Each script is put together from the gate, shared files and its own. It has one of two settings, because a
 server whose memory is full refuses a script as a whole by its flags:
 
 - ``deny``: the script may make the data grow; refused when memory is full.
@@ -26,20 +26,22 @@ from corepool_redis.resp import Arg, encode
 
 __all__ = ["Script"]
 
-# name -> (file, memory, fenced)
+# name -> (files put together, memory, fenced)
 _SCRIPTS = {
-    "apply": ("apply", "deny", True),
-    "apply-shrink": ("apply", "allow", True),
-    "fence": ("fence", "allow", True),
-    "snapshot": ("snapshot", "allow", False),
-    "check": ("check", "allow", False),
-    "stream-create": ("stream_create", "deny", True),
-    "stream-admin": ("stream_admin", "allow", True),
-    "sink-join": ("sink_join", "allow", False),
-    "sink-tend": ("sink_tend", "allow", False),
-    "sink-pending": ("sink_pending", "allow", False),
-    "sink-settle": ("sink_settle", "allow", True),
-    "sink-leave": ("sink_leave", "allow", False),
+    "apply": (("common", "apply"), "deny", True),
+    "apply-shrink": (("common", "apply"), "allow", True),
+    "apply-rare": (("common", "apply"), "deny", True),
+    "apply-rare-shrink": (("common", "apply"), "allow", True),
+    "fence": (("common", "fence"), "allow", True),
+    "snapshot": (("snapshot",), "allow", False),
+    "check": (("common", "check"), "allow", False),
+    "stream-create": (("common", "stream_create"), "deny", True),
+    "stream-admin": (("common", "stream_admin"), "allow", True),
+    "sink-join": (("common", "members", "sink_join"), "allow", False),
+    "sink-tend": (("common", "members", "sink_tend"), "allow", False),
+    "sink-pending": (("sink_pending",), "allow", False),
+    "sink-settle": (("common", "members", "sink_settle"), "allow", True),
+    "sink-leave": (("common", "members", "sink_leave"), "allow", False),
 }
 
 # A fenced script of a socket that its client has given up is refused, wherever its bytes were lying until now.
@@ -54,16 +56,13 @@ class Script:
     """One script in its two spellings: with flags, and for servers that know none."""
 
     def __init__(self, name: str) -> None:
-        file, memory, fenced = _SCRIPTS[name]
+        files, memory, fenced = _SCRIPTS[name]
         folder = importlib.resources.files("corepool_redis") / "lua"
-        body = (folder / f"{file}.lua").read_text("utf-8")
-        fast = ""
-        if "--FAST--" in body:  # what a script does before the shared functions are made
-            before, _, rest = body.partition("--FAST--\n")
-            fast, _, rest = rest.partition("--SLOW--\n")
-            body = before + rest
+        *shared, body = ((folder / f"{file}.lua").read_text("utf-8") for file in files)
+        head, fast, body = _cut(body, "--FAST--\n", "--SLOW--\n")  # what is done before the shared functions are made
+        before, rare, after = _cut(body, "--RARE--\n", "--FREQUENT--\n")  # what most runs do not need is not even made
         gate = f"do\n{_GATE}end\n" if fenced else ""
-        body = gate + fast + (folder / "common.lua").read_text("utf-8") + body
+        body = gate + head + fast + "".join(shared) + before + (rare if "-rare" in name else "") + after
         flags = " flags=allow-oom" if memory == "allow" else ""
         unlock = "redis.call('DEL', KEYS[1] .. ':never')\n" if memory == "allow" else ""
         self.name = name
@@ -81,6 +80,13 @@ class Script:
         text = self._flagged if flagged else self._plain
         head: tuple[Arg, Arg] = ("EVAL", text.source) if full else ("EVALSHA", text.digest)
         return encode((*head, len(keys), *keys, *args))
+
+
+def _cut(text: str, begin: str, end: str) -> tuple[str, str, str]:
+    """What is before, between and after two marks; all of it is before if they are not there."""
+    before, mark, rest = text.partition(begin)
+    between, _, after = rest.partition(end)
+    return (before, between, after) if mark else ("", "", text)
 
 
 class _Text:

@@ -1,6 +1,8 @@
--- apply: map writes, reads, stream appends and acknowledgements of one namespace, decided in order and applied all at once.
+-- apply: map writes, reads, stream appends and acknowledgements of one namespace. What clients commit at the same moment comes as
+-- several sections of one run (group commit); each is decided in order and applied all at once, or not at all, on its own.
 -- KEYS: fence, marks, scratch, then for each map its data and log, for each stream its events and configuration
--- ARGV: epoch, nonce, length of the logs, largest value, then operations; a place is an index into KEYS
+-- ARGV: epoch, nonce, length of the logs, largest value, then for each section how many arguments it has and its operations;
+-- a place is an index into KEYS
 --   s place key value when optional      set           -> {applied, revision, previous}
 --   d place key when optional            delete        -> {applied, revision, previous}
 --   g place key                          get           -> '<revision>:<value>' or nil
@@ -9,60 +11,56 @@
 --   u place key kind count value...      update        -> {revision, value, previous} or '!wire', '!overflow', '!large'
 --   a place name topic payload stamp optional create   -> id or '!missing', '!sealed', '!full'
 --   k place sink id count consumer       acknowledge   -> 1 or 0
--- when: '' always, '0' absent, else the revision. Answer: the index of the operation that stopped it or -1, then the results.
--- Nothing is written before everything is decided: Redis does not roll a script back.
+-- when: '' always, '0' absent, else the revision. Answer for each section: the index of the operation that stopped it or -1,
+-- then the results; or -2 and why nothing of it was applied, or -3 and why it may have been applied in part.
+-- Nothing of a section is written before all of it is decided: Redis does not roll a script back.
 -- The most frequent commit by far is one set in a map that exists. It is decided and applied here exactly as below, without first
--- making the thirty functions that others need: that halves the server's time for it.
+-- making the functions that others need: that halves the server's time for it.
 --FAST--
-if ARGV[5] == 's' and #ARGV == 10 then
-  local data, key, value, when = KEYS[4], ARGV[7], ARGV[8], ARGV[9]
+if ARGV[6] == 's' and #ARGV == 11 then
+  local data, key, value, when = KEYS[4], ARGV[8], ARGV[9], ARGV[10]
   local found = redis.call('HMGET', data, '', key)
   local raw = found[2]
   local at, birth = string.match(found[1] or '', '^(%d+)%-%d+(:%d+)$')
   if at then
     local revision = tonumber(at)
     if when ~= '' and ((when == '0' and raw) or (when ~= '0' and not (raw and string.sub(raw, 1, #when + 1) == when .. ':'))) then
-      if ARGV[10] == '0' then return {0, {0, revision, raw}} end
-      return {-1, {0, revision, raw}}
+      if ARGV[11] == '0' then return {{0, {0, revision, raw}}} end
+      return {{-1, {0, revision, raw}}}
     end
     revision = revision + 1
     at = string.format('%.0f', revision)
     local id = at .. '-' .. ARGV[2]
     redis.call('HSET', data, '', id .. birth, key, at .. ':' .. value)
     redis.call('XADD', KEYS[5], 'NOMKSTREAM', 'MAXLEN', '~', ARGV[3], id, 's' .. key, value)
-    return {-1, {1, revision, raw}}
+    return {{-1, {1, revision, raw}}}
   end
 end
 --SLOW--
-local nonce, keep, most = ARGV[2], ARGV[3], tonumber(ARGV[4])
-local maps, opened, streams, appends, acks = {}, {}, {}, {}, {}
-local results, stamps = {}, {}
-local broken = false
-local at = 5
+local call, argv, keys = redis.call, ARGV, KEYS
+local match, sub, format = string.match, string.sub, string.format
+local nonce, keep = argv[2], argv[3]
+local at = 5  -- the argument that is read next
+local maps, opened, streams, appends, acks, stamps  -- of the section at work
+local writing  -- whether it has begun to write
 
-local function take()
-  at = at + 1
-  return ARGV[at - 1]
-end
-
-local function open_map(key)
-  local place = tonumber(take())
-  key = key or take()
+local function open_map(place, key)
   local map = maps[place]
   if not map then
-    local found = redis.call('HMGET', KEYS[place], '', key)
-    map = {data = KEYS[place], log = KEYS[place + 1], held = {[key] = found[2]}, dirty = {}, entries = {}, revision = 0}
+    local data = keys[place]
+    local found = call('HMGET', data, '', key)
+    map = {data = data, log = keys[place + 1], held = {[key] = found[2]}, dirty = {}, revision = 0}
     if found[1] then
-      local revision, birth = string.match(found[1], '^(%d+)%-%d+:(%d+)$')
-      map.revision, map.birth = tonumber(revision or '0'), birth
-      broken = broken or not revision
+      local revision, birth = match(found[1], '^(%d+)%-%d+:(%d+)$')
+      if not revision then error({broken = 'WRONGTYPE the head of a map was not written by this driver'}) end
+      map.revision, map.birth = tonumber(revision), birth
     end
     maps[place] = map
     opened[#opened + 1] = map
   elseif map.held[key] == nil then
-    map.held[key] = not map.cleared and redis.call('HGET', map.data, key) or false
+    map.held[key] = not map.cleared and call('HGET', map.data, key) or false
   end
-  return map, key
+  return map
 end
 
 -- The next revision. A map that begins (again) starts at the server's time in microseconds, past whatever its log and the
@@ -70,70 +68,70 @@ end
 local function advance(map)
   if map.birth then
     map.revision = map.revision + 1
-    return map.revision, false
+    return false
   end
-  local time = redis.call('TIME')
-  local newest = redis.call('XREVRANGE', map.log, '+', '-', 'COUNT', 1)[1]
+  local time = call('TIME')
+  local newest = call('XREVRANGE', map.log, '+', '-', 'COUNT', 1)[1]
   local before = newest and split_id(newest[1]) or 0
-  local mark = tonumber(redis.call('HGET', KEYS[2], 'r') or '0')
+  local mark = tonumber(call('HGET', keys[2], 'r') or '0')
   map.revision = math.max(tonumber(time[1]) * 1000000 + tonumber(time[2]), before + 1, mark + 1)
   map.birth = num(map.revision)
-  return map.revision, num(before)
+  return num(before)
 end
 
 local function record(map, field, value)
-  local revision, before = advance(map)
-  map.entries[#map.entries + 1] = {num(revision) .. '-' .. nonce, field, value, before}
+  local before = advance(map)
+  local revision = format('%.0f', map.revision)
+  map[#map + 1] = {revision .. '-' .. nonce, field, value, before}
   return revision
 end
 
 local function put(map, key, value)
-  local revision = record(map, 's' .. key, value)
-  map.held[key] = num(revision) .. ':' .. value
+  map.held[key] = record(map, 's' .. key, value) .. ':' .. value
   map.dirty[key] = true
-  return revision
+  return map.revision
 end
 
 local function holds(when, raw)
   if when == '' then return true end
   if when == '0' then return not raw end
-  return raw and string.sub(raw, 1, #when + 1) == when .. ':'
+  return raw and sub(raw, 1, #when + 1) == when .. ':'
 end
 
-local function open_stream()
-  local place = tonumber(take())
+local function open_stream(place)
   local stream = streams[place]
   if not stream then
-    local found = redis.call('HMGET', KEYS[place + 1], 'k', 'm', 'x', 'n')
-    stream = {events = KEYS[place], config = KEYS[place + 1], kind = found[1], most = tonumber(found[2] or ''),
+    local config = keys[place + 1]
+    local found = call('HMGET', config, 'k', 'm', 'x', 'n')
+    stream = {events = keys[place], config = config, kind = found[1], most = tonumber(found[2] or ''),
       sealed = found[3], sinks = tonumber(found[4] or '0'), acked = {}}
     streams[place] = stream
   end
   return stream
 end
-
+--RARE--
 local function netstrings(data)
   local items, from = {}, 1
   while from <= #data do
     local colon = string.find(data, ':', from, true)
-    local digits = colon and string.sub(data, from, colon - 1) or ''
-    if not string.match(digits, '^%d+$') or #digits > 11 or (#digits > 1 and string.byte(digits) == 48) then return nil end
+    local digits = colon and sub(data, from, colon - 1) or ''
+    if not match(digits, '^%d+$') or #digits > 11 or (#digits > 1 and string.byte(digits) == 48) then return nil end
     local stop = colon + 1 + tonumber(digits)
-    if string.sub(data, stop, stop) ~= ',' then return nil end
-    items[#items + 1] = string.sub(data, colon + 1, stop - 1)
+    if sub(data, stop, stop) ~= ',' then return nil end
+    items[#items + 1] = sub(data, colon + 1, stop - 1)
     from = stop + 1
   end
   return items
 end
 
 local function add(current, by)  -- in the server's 64-bit integers: Lua's numbers have 53 bits
-  local sign, digits = string.match(current or '0', '^(%-?)(%d+)$')
+  local sign, digits = match(current or '0', '^(%-?)(%d+)$')
   if not digits or #digits > 19 then return nil, '!wire' end
   digits = string.gsub(digits, '^0+', '')
-  redis.call('SET', KEYS[3], digits == '' and '0' or sign .. digits)
-  local answer = redis.pcall('INCRBY', KEYS[3], by)
-  local value = redis.call('GET', KEYS[3])
-  redis.call('DEL', KEYS[3])
+  call('SET', keys[3], digits == '' and '0' or sign .. digits)
+  local answer = redis.pcall('INCRBY', keys[3], by)
+  local value = call('GET', keys[3])
+  call('DEL', keys[3])
   if type(answer) == 'table' then return nil, '!overflow' end
   return value
 end
@@ -161,40 +159,12 @@ local function update(current, kind, values)
   return table.concat(items)
 end
 
-local decide = {}  -- each returns its result and whether it was refused in a way that stops the commit
+local rare = {}  -- each returns its result and whether it was refused in a way that stops the section
 
-function decide.s(index)
-  local map, key = open_map()
-  local value, when, optional = take(), take(), take()
-  local raw = map.held[key]
-  if not holds(when, raw) then return {0, map.revision, raw}, optional == '0' end
-  stamps[index] = put(map, key, value)
-  return {1, stamps[index], raw}
-end
-
-function decide.d(index)
-  local map, key = open_map()
-  local when, optional = take(), take()
-  local raw = map.held[key]
-  if not holds(when, raw) then return {0, map.revision, raw}, optional == '0' end
-  stamps[index] = map.revision
-  if raw then
-    stamps[index] = record(map, 'd' .. key, '')
-    map.held[key] = false
-    map.dirty[key] = true
-  end
-  return {1, stamps[index], raw}
-end
-
-function decide.g()
-  local map, key = open_map()
-  return map.held[key]
-end
-
-function decide.c()
-  local map = open_map('')
-  local when = take()
-  local empty = redis.call('HLEN', map.data) <= 1
+function rare.c()
+  local map, when = open_map(tonumber(argv[at + 1]), ''), argv[at + 2]
+  at = at + 3
+  local empty = call('HLEN', map.data) <= 1
   local good = when == '' or (when == '0' and empty) or when == num(map.revision)
   if not good then return {0, map.revision, false}, true end
   if not empty then
@@ -204,126 +174,182 @@ function decide.c()
   return {1, map.revision, false}
 end
 
-function decide.x()  -- stands alone in its script, so it may write at once
-  local map = open_map('')
+function rare.x()  -- stands alone in its section, so it may write at once
+  local map = open_map(tonumber(argv[at + 1]), '')
+  at = at + 2
+  writing = true
   if map.birth then
-    local kind = redis.call('HLEN', map.data) > 1 and 'x' or 'y'  -- y: nothing was left to clear, so watchers tell nobody
-    local revision = num(advance(map))
-    redis.call('XADD', map.log, 'NOMKSTREAM', revision .. '-' .. nonce, kind, '')
-    redis.call('DEL', map.data)
-    redis.call('PEXPIRE', map.log, 60000)  -- long enough for every live watcher to see the end
-    if tonumber(redis.call('HGET', KEYS[2], 'r') or '0') < map.revision then redis.call('HSET', KEYS[2], 'r', revision) end
-    redis.call('PEXPIRE', KEYS[2], num(DAY))
+    local kind = call('HLEN', map.data) > 1 and 'x' or 'y'  -- y: nothing was left to clear, so watchers tell nobody
+    advance(map)
+    call('XADD', map.log, 'NOMKSTREAM', num(map.revision) .. '-' .. nonce, kind, '')
+    call('DEL', map.data)
+    call('PEXPIRE', map.log, 60000)  -- long enough for every live watcher to see the end
+    if tonumber(call('HGET', keys[2], 'r') or '0') < map.revision then call('HSET', keys[2], 'r', num(map.revision)) end
+    call('PEXPIRE', keys[2], num(DAY))
   end
   return 1
 end
 
-function decide.u()
-  local map, key = open_map()
-  local kind, values = take(), {}
-  for i = 1, tonumber(take()) do values[i] = take() end
+function rare.u()
+  local key, kind, values = argv[at + 2], argv[at + 3], {}
+  local map = open_map(tonumber(argv[at + 1]), key)
+  local count = tonumber(argv[at + 4])
+  for i = 1, count do values[i] = argv[at + 4 + i] end
+  at = at + 5 + count
   local raw = map.held[key]
   if raw and not string.find(raw, '^%d+:') then return '!wire', true end
-  local current = raw and string.sub(raw, string.find(raw, ':', 1, true) + 1)
+  local current = raw and sub(raw, string.find(raw, ':', 1, true) + 1)
   local value, problem = update(current or nil, kind, values)
   if problem then return problem, true end
-  if raw and value == current then return {tonumber(string.match(raw, '^%d+')), value, raw} end
-  if #value > most then return '!large', true end
+  if raw and value == current then return {tonumber(match(raw, '^%d+')), value, raw} end
+  if #value > tonumber(argv[4]) then return '!large', true end
   return {put(map, key, value), value, raw}
 end
-
-function decide.a(index)
-  local stream = open_stream()
-  local name, topic, payload, stamp, optional, create = take(), take(), take(), take(), take(), take()
-  local problem
-  if not stream.kind and create == '1' then
-    stream.kind, stream.create = 'work', true
+--FREQUENT--
+-- Decide the next operation, the index-th of its section: its result, and whether the section stops here.
+local function decide(index)
+  local op = argv[at]
+  if op == 's' then
+    local key, when = argv[at + 2], argv[at + 4]
+    local map = open_map(tonumber(argv[at + 1]), key)
+    local raw = map.held[key]
+    at = at + 6
+    if not holds(when, raw) then return {0, map.revision, raw}, argv[at - 1] == '0' end
+    stamps[index] = put(map, key, argv[at - 3])
+    return {1, stamps[index], raw}
+  elseif op == 'd' then
+    local key, when = argv[at + 2], argv[at + 3]
+    local map = open_map(tonumber(argv[at + 1]), key)
+    local raw = map.held[key]
+    at = at + 5
+    if not holds(when, raw) then return {0, map.revision, raw}, argv[at - 1] == '0' end
+    if raw then
+      record(map, 'd' .. key, '')
+      map.held[key] = false
+      map.dirty[key] = true
+    end
+    stamps[index] = map.revision
+    return {1, map.revision, raw}
+  elseif op == 'g' then
+    local key = argv[at + 2]
+    local map = open_map(tonumber(argv[at + 1]), key)
+    at = at + 3
+    return map.held[key]
+  elseif op == 'a' then
+    local stream, name, topic, stamp = open_stream(tonumber(argv[at + 1])), argv[at + 2], argv[at + 3], argv[at + 5]
+    local payload, optional, create = argv[at + 4], argv[at + 6], argv[at + 7]
+    at = at + 8
+    local problem
+    if not stream.kind and create == '1' then
+      stream.kind, stream.create = 'work', true
+    end
+    if not stream.kind then
+      problem = '!missing'
+    elseif stream.sealed then
+      problem = '!sealed'
+    elseif stream.kind == 'work' and stream.most then
+      stream.length = (stream.length or call('XLEN', stream.events)) + 1
+      if stream.length > stream.most then problem = '!full' end
+    end
+    if problem then return problem, optional == '0' end
+    local fields = {'n', name, 'p', payload}
+    if topic ~= '' then
+      fields[5], fields[6] = 't', topic
+    end
+    if stamp ~= '' then
+      fields[#fields + 1] = 's'
+      fields[#fields + 1] = format('%.0f', stamps[tonumber(stamp)] or 0)
+    end
+    appends[#appends + 1] = {index, stream, fields}
+    return ''
+  elseif op == 'k' then
+    local stream, sink, id = open_stream(tonumber(argv[at + 1])), argv[at + 2], argv[at + 3]
+    local group, count, consumer = 'g' .. sink, tonumber(argv[at + 4]), argv[at + 5]
+    at = at + 6
+    local rows = redis.pcall('XPENDING', stream.events, group, id, id, 1)
+    local row = not rows.err and rows[1]
+    local mark = sink .. ' ' .. id
+    if not row or row[2] ~= consumer or row[4] ~= count or stream.acked[mark] then return 0 end
+    stream.acked[mark] = true
+    acks[#acks + 1] = {stream, group, id}
+    return 1
   end
-  if not stream.kind then
-    problem = '!missing'
-  elseif stream.sealed then
-    problem = '!sealed'
-  elseif stream.kind == 'work' and stream.most then
-    stream.length = (stream.length or redis.call('XLEN', stream.events)) + 1
-    if stream.length > stream.most then problem = '!full' end
-  end
-  if problem then return problem, optional == '0' end
-  local fields = {'n', name, 'p', payload}
-  if topic ~= '' then
-    fields[5], fields[6] = 't', topic
-  end
-  if stamp ~= '' then
-    fields[#fields + 1] = 's'
-    fields[#fields + 1] = num(stamps[tonumber(stamp)] or 0)
-  end
-  appends[#appends + 1] = {index, stream, fields}
-  return ''
+  return rare[op]()
 end
 
-function decide.k()
-  local stream = open_stream()
-  local sink, id, count, consumer = take(), take(), tonumber(take()), take()
-  local rows = redis.pcall('XPENDING', stream.events, 'g' .. sink, id, id, 1)
-  local row = not rows.err and rows[1]
-  local mark = sink .. ' ' .. id
-  if not row or row[2] ~= consumer or row[4] ~= count or stream.acked[mark] then return 0 end
-  stream.acked[mark] = true
-  acks[#acks + 1] = {stream, 'g' .. sink, id}
-  return 1
-end
-
-local index = 0
-while at <= #ARGV do
-  local result, stops = decide[take()](index)
-  if broken then return redis.error_reply('WRONGTYPE the head of a map was not written by this driver') end
-  results[index + 1] = result
-  if stops then return {index, unpack(results, 1, index + 1)} end
-  index = index + 1
-end
-
--- Appends come first: should another program have put something else where a stream belongs, nothing is written yet.
-for _, append in ipairs(appends) do
-  local stream = append[2]
-  if stream.create then
-    make_stream(stream.events, stream.config, 'work', '')
-    stream.create = false
+local function write(results)
+  writing = true
+  -- Appends come first: should another program have put something else where a stream belongs, nothing is written yet.
+  for _, append in ipairs(appends) do
+    local stream = append[2]
+    if stream.create then
+      make_stream(stream.events, stream.config, 'work', '')
+      stream.create = false
+    end
+    if stream.kind == 'log' and stream.most then
+      results[append[1] + 2] = call('XADD', stream.events, 'MAXLEN', stream.most, '*', unpack(append[3]))
+    else
+      results[append[1] + 2] = call('XADD', stream.events, '*', unpack(append[3]))
+    end
   end
-  if stream.kind == 'log' and stream.most then
-    results[append[1] + 1] = redis.call('XADD', stream.events, 'MAXLEN', stream.most, '*', unpack(append[3]))
-  else
-    results[append[1] + 1] = redis.call('XADD', stream.events, '*', unpack(append[3]))
-  end
-end
-
-for _, map in ipairs(opened) do
-  if #map.entries > 0 then
-    local last = map.entries[#map.entries][1]
-    local set, unset = {'HSET', map.data, '', last .. ':' .. map.birth}, {'HDEL', map.data}
-    for key in pairs(map.dirty) do
-      if map.held[key] then
-        set[#set + 1] = key
-        set[#set + 1] = map.held[key]
-      else
-        unset[#unset + 1] = key
+  for _, map in ipairs(opened) do
+    if #map > 0 then
+      local set, unset = {'HSET', map.data, '', map[#map][1] .. ':' .. map.birth}, nil
+      for key in pairs(map.dirty) do
+        local value = map.held[key]
+        if value then
+          set[#set + 1] = key
+          set[#set + 1] = value
+        else
+          unset = unset or {'HDEL', map.data}
+          unset[#unset + 1] = key
+        end
+      end
+      if map.cleared then call('DEL', map.data) end
+      call(unpack(set))
+      if unset then call(unpack(unset)) end
+      for _, entry in ipairs(map) do
+        if entry[4] then
+          call('XADD', map.log, 'NOMKSTREAM', entry[1], entry[2], entry[3], 'p', entry[4])
+        else
+          call('XADD', map.log, 'NOMKSTREAM', 'MAXLEN', '~', keep, entry[1], entry[2], entry[3])
+        end
       end
     end
-    if map.cleared then redis.call('DEL', map.data) end
-    redis.call(unpack(set))
-    if #unset > 2 then redis.call(unpack(unset)) end
-    for _, entry in ipairs(map.entries) do
-      if entry[4] then
-        redis.call('XADD', map.log, 'NOMKSTREAM', entry[1], entry[2], entry[3], 'p', entry[4])
-      else
-        redis.call('XADD', map.log, 'NOMKSTREAM', 'MAXLEN', '~', keep, entry[1], entry[2], entry[3])
-      end
-    end
+  end
+  for _, ack in ipairs(acks) do
+    local stream, group, id = ack[1], ack[2], ack[3]
+    call('XACK', stream.events, group, id)
+    if stream.kind == 'work' then drop_if_done(stream.events, stream.sinks, id) end
   end
 end
 
-for _, ack in ipairs(acks) do
-  local stream, group, id = ack[1], ack[2], ack[3]
-  redis.call('XACK', stream.events, group, id)
-  if stream.kind == 'work' then drop_if_done(stream.events, stream.sinks, id) end
+local function section(stop)
+  local results, index = {-1}, 0
+  while at < stop do
+    local result, stops = decide(index)
+    results[index + 2] = result
+    if stops then
+      results[1] = index
+      return results
+    end
+    index = index + 1
+  end
+  write(results)
+  return results
 end
 
-return {-1, unpack(results, 1, index)}
+local answers = {}
+while at <= #argv do
+  local stop = at + 1 + tonumber(argv[at])
+  at = at + 1
+  maps, opened, streams, appends, acks, stamps, writing = {}, {}, {}, {}, {}, {}, false
+  local good, answer = pcall(section, stop)
+  if not good then  -- of this section alone: the others have nothing to do with it
+    local why = type(answer) == 'table' and (answer.broken or answer.err) or tostring(answer)
+    answer = {writing and -3 or -2, why}
+  end
+  answers[#answers + 1] = answer
+  at = stop
+end
+return answers
