@@ -13,6 +13,7 @@ import pytest
 from corepool.driver import ABSENT, REVISION, Change, Cleared, Snapshot
 from corepool_nats import api, mapfeed
 from corepool_nats.held import Cache, Held
+from corepool_nats.names import MapSubjects
 from corepool_nats.namespace import NatsNamespace
 from corepool_nats.writes import Writes
 from tests.nats.conftest import Open, Start, space_of
@@ -58,6 +59,28 @@ async def test_a_write_that_a_clear_overtook_is_refused(server: NatsServer, open
     assert again.applied
     seen = [await anext(watch) for _ in range(3)]
     assert seen == [Change(first.revision, "k", b"1"), Cleared(cleared.revision), Change(again.revision, "k", b"3")]
+
+
+async def test_removing_what_a_clear_removed_stores_nothing(server: NatsServer, open_nats: Open, name: str) -> None:
+    """Neither after a clear of this process, nor after one that it saw or that a watch told it of."""
+    one, two = await open_nats(server), await open_nats(server)
+    m, other = one.namespace(name).map("m"), two.namespace(name).map("m")
+    watch = m.watch()
+    await anext(watch)
+    for store, clearer in ((m, m), (m, other), (other, m)):
+        first = await store.set("k", b"1")
+        cleared = await clearer.clear()
+        if store is other:
+            assert await store.get("k") is None
+        assert await anext(watch) == Change(first.revision, "k", b"1")
+        assert await anext(watch) == Cleared(cleared.revision)
+        gone = await store.delete("k")
+        assert gone.applied
+        assert gone.previous is None
+        assert gone.revision == cleared.revision
+    again = await m.clear(REVISION(cleared.revision))
+    assert again.applied, "the map's newest commit is the clear"
+    assert await anext(watch) == Cleared(again.revision)
 
 
 async def test_a_void_message_that_stays_counts_for_nobody(
@@ -203,19 +226,35 @@ async def test_a_watch_that_lags_begins_anew(
 
 
 def test_the_cache_is_bounded_and_never_goes_back() -> None:
-    cache = Cache(most=3, most_bytes=1000)
+    cache, m = Cache(most=3, most_bytes=1000), MapSubjects("cp.x.m.m")
     for number in range(5):
         cache.put(f"s{number}", Held(number + 1, b"x"))
-    assert cache.get("s0") is None
-    assert cache.get("s4") == Held(5, b"x")
+    assert cache.get(m, "s0") is None
+    assert cache.get(m, "s4") == Held(5, b"x")
     cache.put("s4", Held(3, b"old"))
-    assert cache.get("s4") == Held(5, b"x")
+    assert cache.get(m, "s4") == Held(5, b"x")
     cache.put("big", Held(9, b"x" * 2000))
-    assert cache.get("big") is None
+    assert cache.get(m, "big") is None
     cache.put("s5", Held(10, b"y"))
     cache.drop("s5")
-    assert cache.get("s5") is None
+    assert cache.get(m, "s5") is None
     assert cache._bytes == sum(len(held.value or b"") for held in cache._held.values())
+
+
+def test_the_cache_knows_of_clears() -> None:
+    cache, m, other = Cache(), MapSubjects("cp.x.m.m"), MapSubjects("cp.x.m.other")
+    cache.put("before", Held(4, b"x"))
+    cache.put("after", Held(6, b"x"))
+    cache.put("void", Held(7, b"x", only_if=4))
+    cache.cleared(m, 5)
+    cache.cleared(m, 3)
+    assert cache.get(m, "before") == Held(4, None)
+    assert cache.get(m, "after") == Held(6, b"x")
+    assert cache.get(m, "void") == Held(7, None)
+    assert cache.get(other, "before") == Held(4, b"x")
+    cache.clear()
+    cache.put("before", Held(4, b"x"))
+    assert cache.get(m, "before") == Held(4, b"x"), "after the store went back sequences mean nothing"
 
 
 # --- a store that went back ------------------------------------------------------------------------------------------

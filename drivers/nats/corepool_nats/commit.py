@@ -169,8 +169,8 @@ class _Run:
             if not isinstance(op, SetKey | DeleteKey) or (isinstance(op, DeleteKey) and op.when.revision is None):
                 break
             if op.when.revision is not None:
-                subject = self._space.space.map(op.map).key(op.key)
-                sends = self._space.writes.sends_first(subject, isinstance(op, DeleteKey), op.when)
+                m = self._space.space.map(op.map)
+                sends = self._space.writes.sends_first(m, m.key(op.key), isinstance(op, DeleteKey), op.when)
                 return end + 1 if sends or end == at else end
             end += 1
         return end

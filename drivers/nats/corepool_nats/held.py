@@ -1,6 +1,7 @@
 """What the newest message of a key says, and a memory of such messages.
 
-Purpose: the rules by which messages are entries, in one place; and a bounded cache of what stands at which sequence.
+Purpose: the rules by which messages are entries, in one place; and a bounded cache of what stands at which sequence, and of
+where maps were cleared.
 
 The rules. A map's key has the value of the newest message on its subject, unless
 
@@ -11,7 +12,8 @@ The rules. A map's key has the value of the newest message on its subject, unles
   everybody who reads it decides the same from the same two numbers.
 
 Invariants: a message at a sequence never changes, so the cache cannot be wrong about one; whether it is still the newest, the
-server decides when a write names its sequence. The cache forgets everything when the stream was seen to go back.
+server decides when a write names its sequence. A marker it knows is one that was stored; there may be newer ones. The cache
+forgets everything when the stream was seen to go back.
 Neighbours: reads and writes of maps, watches and commits.
 """
 
@@ -24,6 +26,7 @@ from collections.abc import Mapping
 import attrs
 
 from corepool.driver import Entry
+from corepool_nats.names import MapSubjects
 from corepool_nats.records import Record
 
 __all__ = ["KIND", "ONLY_IF", "Cache", "Held", "held_of"]
@@ -74,19 +77,30 @@ def held_of(record: Record) -> Held:
 
 
 class Cache:
-    """The messages seen last, by subject; bounded by number and size."""
+    """The messages seen last, by subject, and the newest markers seen, by map; bounded by number and size."""
 
     def __init__(self, most: int = 4096, most_bytes: int = 8 << 20) -> None:
         self._held: OrderedDict[str, Held] = OrderedDict()
+        self._markers: dict[str, int] = {}
         self._most = most
         self._most_bytes = most_bytes
         self._bytes = 0
 
-    def get(self, subject: str) -> Held | None:
+    def get(self, m: MapSubjects, subject: str) -> Held | None:
+        """The message seen last; without a value if it is known that the map was cleared since."""
         held = self._held.get(subject)
-        if held is not None:
-            self._held.move_to_end(subject)
-        return held
+        if held is None:
+            return None
+        self._held.move_to_end(subject)
+        marker = self._markers.get(m.base)
+        return held if marker is None else held.settled(marker)
+
+    def cleared(self, m: MapSubjects, marker: int) -> None:
+        """Remember that the map was cleared; an older marker never replaces a newer one."""
+        if marker > self._markers.get(m.base, 0):
+            if len(self._markers) >= self._most:
+                self._markers.clear()
+            self._markers[m.base] = marker
 
     def put(self, subject: str, held: Held) -> None:
         """Remember; an older message never replaces a newer one."""
@@ -109,4 +123,5 @@ class Cache:
 
     def clear(self) -> None:
         self._held.clear()
+        self._markers.clear()
         self._bytes = 0

@@ -128,6 +128,7 @@ class MapFeed:
 
     def _clear(self, sequence: int) -> None:
         self.marker = self.revision = sequence
+        self._cache.cleared(self._subjects, sequence)
         if not self._complete and (self.entries or self.graves):
             self.cleared = sequence
         self.entries.clear()

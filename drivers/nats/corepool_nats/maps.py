@@ -199,6 +199,7 @@ class NatsMap:
                 base = base if refused.at is None else refused.at
                 await self._client.yield_to_others(deadline)
                 continue
+            self._space.cache.cleared(self.subjects, stored.sequence)
             return Commit(True, stored.sequence, None)
 
     async def _mark_at(self, revision: int, deadline: float) -> Commit:
@@ -227,6 +228,7 @@ class NatsMap:
                 at = refused.at
                 await self._client.yield_to_others(deadline)
                 continue
+            self._space.cache.cleared(self.subjects, stored.sequence)
             return Commit(True, stored.sequence, None)
 
     async def _clear_if_empty(self, deadline: float) -> Commit:

@@ -11,6 +11,9 @@ How a write learns what its commit says:
   the newest message below the write's own sequence (one replica), or compare-and-set until it holds (several).
 - *refused*: only after a read from the leader that shows why.
 
+Removing what is absent stores nothing, as far as this process can know: one that has not heard of a clear yet may still store a
+tombstone for what it took away, whose revision is then the commit's. It changes no entry.
+
 Invariants: when anything fails after the server stored the message, the error is `OutcomeUnknown`, never `BackendUnavailable`.
 Neighbours: maps and commits; the rules are :mod:`corepool_nats.held`'s.
 """
@@ -94,11 +97,11 @@ class Writes:
             commit = await self._absent(m, key, subject, value, deadline, once)
         return commit
 
-    def sends_first(self, subject: str, delete: bool, when: When) -> bool:
+    def sends_first(self, m: MapSubjects, subject: str, delete: bool, when: When) -> bool:
         """Whether a conditional `write` begins with sending, rather than with a read."""
         if when.revision == 0:
             return not delete
-        held = self._cache.get(subject)
+        held = self._cache.get(m, subject)
         return held is not None and held.sequence == when.revision and held.value is not None
 
     async def look(self, m: MapSubjects, subject: str, deadline: float) -> tuple[Held | None, int]:
@@ -107,6 +110,7 @@ class Writes:
         record = found.get(subject)
         held = held_of(record) if record is not None else None
         marker = found[m.marker].sequence if m.marker in found else 0
+        self._cache.cleared(m, marker)
         if held is None:
             self._cache.drop(subject)
         else:
@@ -121,6 +125,7 @@ class Writes:
         for subject, m in places.items():
             marker = found[m.marker].sequence if m.marker in found else 0
             held = held_of(found[subject]) if subject in found else None
+            self._cache.cleared(m, marker)
             if held is None:
                 self._cache.drop(subject)
             else:
@@ -133,7 +138,7 @@ class Writes:
     async def _absent(
         self, m: MapSubjects, key: str, subject: str, value: bytes, deadline: float, once: bool
     ) -> Commit:
-        known = self._cache.get(subject)
+        known = self._cache.get(m, subject)
         base = known.sequence if known is not None and known.value is None else 0
         while True:
             try:
@@ -151,7 +156,7 @@ class Writes:
     async def _at(
         self, m: MapSubjects, key: str, subject: str, value: bytes | None, revision: int, deadline: float, once: bool
     ) -> Commit:
-        held = self._cache.get(subject)
+        held = self._cache.get(m, subject)
         if held is None or held.sequence != revision or held.value is None:
             held, marker = await self.look(m, subject, deadline)
             entry = held.entry(key, marker) if held is not None else None
@@ -172,6 +177,7 @@ class Writes:
             with after_the_fact():
                 marker = await self._overtaken(m, revision, stored, deadline)
                 if marker:
+                    self._cache.cleared(m, marker)
                     self._cache.drop(subject)
                     await self._discard(stored.sequence, deadline)
                     return Commit(False, marker, None)
@@ -180,7 +186,7 @@ class Writes:
             return Commit(True, stored.sequence, entry)
 
     async def _always(self, m: MapSubjects, key: str, subject: str, value: bytes | None, deadline: float) -> Commit:
-        known = self._cache.get(subject)
+        known = self._cache.get(m, subject)
         marker = 0
         if known is None or (value is None and known.value is None):
             if value is not None:
