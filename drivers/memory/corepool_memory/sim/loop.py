@@ -10,8 +10,8 @@ Invariants:
 - A callback runs only if its machine does (:mod:`~corepool_memory.sim.node`).
 - Nothing comes from outside: no threads, sockets, signals; executor jobs run inline. The garbage collector runs
   at fixed step counts.
-- Once closed it takes callbacks and forgets them: the ``finally`` blocks of code that a run left behind run only then, and
-  must not fail for a reason of ours.
+- Once closed it takes callbacks and tasks, and forgets them: the ``finally`` blocks of code that a run left behind run only
+  then, and must not fail for a reason of ours.
 - When nothing is ready and nothing is timed the run ends at once with an exact report; budgets end all other endless
   runs.
 
@@ -221,11 +221,14 @@ class SimLoop(asyncio.BaseEventLoop):
         **_kwargs: Any,
     ) -> SimTask[_T]:
         """A task. ``eager_start`` and task factories are ignored: they would run code outside the loop's own order."""
-        if self.is_closed():
-            coro.close()  # it will never run: no warning that it was not awaited
-            raise RuntimeError("the simulated event loop is closed")
         self._numbers += 1
-        return SimTask(coro, loop=self, number=self._numbers, name=None if name is None else str(name), context=context)
+        task = SimTask(coro, loop=self, number=self._numbers, name=None if name is None else str(name), context=context)
+        if self.is_closed():
+            # It will never run. An error here would end a ``gather`` between its coroutines, and whatever keeps that error
+            # alive would keep those that come after, until they complain in the midst of something else.
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            coro.close()
+        return task
 
     # --- running ---------------------------------------------------------------------------------------------------
 
@@ -302,6 +305,14 @@ class SimLoop(asyncio.BaseEventLoop):
             else:
                 timer._scheduled = False  # type: ignore[attr-defined]
                 ready.append(timer)
+
+    def close(self) -> None:
+        """Forget everything that was to run, and everybody who was to be told."""
+        super().close()
+        self._timers.clear()
+        self._cancelled_timers = 0
+        self.on_stuck = str
+        self.on_problem = self.pick = self.after_step = None
 
     def _over_budget(self) -> NoReturn:
         if self.steps >= self.budgets.steps:

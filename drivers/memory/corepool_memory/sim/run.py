@@ -35,7 +35,7 @@ from corepool_memory.sim.loop import Budgets, SimLoop, tasks_of
 from corepool_memory.sim.minimise import minimise
 from corepool_memory.sim.token import ReplayToken, decode_token, encode_token, scenario_hash
 from corepool_memory.sim.trace import Moment
-from corepool_memory.sim.world import World, quiet
+from corepool_memory.sim.world import World, torn_out
 
 __all__ = ["Result", "Violation", "simulate"]
 
@@ -161,18 +161,18 @@ def _once(setup: _Setup, chooser: Chooser) -> Result:
     frozen = gc.get_freeze_count() == 0
     if frozen:
         gc.freeze()
+    loop = SimLoop(setup.budgets)
     try:
-        return _run(setup, chooser)
+        return _run(setup, chooser, loop)
     finally:
-        with quiet():
+        with torn_out(loop):
             gc.collect()
         if frozen:
             gc.unfreeze()
 
 
-def _run(setup: _Setup, chooser: Chooser) -> Result:
+def _run(setup: _Setup, chooser: Chooser, loop: SimLoop) -> Result:
     began = time.perf_counter()
-    loop = SimLoop(setup.budgets)
     plan = setup.faults.draw(chooser)
     world = World(loop=loop, chooser=chooser, plan=plan, seed=setup.seed)
     loop.on_stuck = lambda: describe_stuck(loop, _facts(world))

@@ -14,7 +14,6 @@ Neighbours: :mod:`~corepool_memory.sim.run` makes one per run and tears it down.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import random as random_module
 import warnings
@@ -37,7 +36,7 @@ from corepool_memory.sim.node import SimNode, current_node
 from corepool_memory.sim.trace import Trace
 from corepool_memory.sim.transport import SimTransport
 
-__all__ = ["World", "WorldTargets", "quiet"]
+__all__ = ["World", "WorldTargets", "torn_out"]
 
 T = TypeVar("T")
 
@@ -357,32 +356,37 @@ class World:
     def tear_down(self) -> None:
         """Cut every power and close what is left, in creation order. Nothing that happens here is part of the run."""
         self.chooser.seal()
-        self.loop.on_problem = None
         tasks = {task.number: task for task in tasks_of(self.loop)}
         for node in self.nodes.values():
             node.die([])
         self.network.shut = True
-        with quiet():
+        with torn_out(self.loop):
             self.loop.close()
             for number in sorted(tasks):
                 _close(tasks[number])
             tasks.clear()
             for node in self.nodes.values():
                 node.graveyard.clear()
-            gc.collect(1)  # what hangs in cycles goes now, while nobody listens to its complaints
 
 
 @contextmanager
-def quiet() -> Generator[None]:
-    """While code is torn out of its loop it leaves coroutines unawaited, and logs what it then meets; that says nothing of
-    it."""
+def torn_out(loop: SimLoop) -> Generator[None]:
+    """Where the ``finally`` blocks of code run that is torn out of its loop.
+
+    What they leave unawaited, and log, says nothing of that code, and is not heard. And what they still ask of asyncio goes to
+    the loop they belong to, which is closed and forgets it. Without a running loop asyncio would take the thread's own, a real
+    one: their tasks would wait there for whoever runs it next.
+    """
     level = logging.root.manager.disable
+    running = asyncio._get_running_loop()
     logging.disable(logging.CRITICAL)
+    asyncio._set_running_loop(loop)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        asyncio._set_running_loop(running)
         logging.disable(level)
 
 
@@ -442,10 +446,14 @@ async def _awaiting(function: Callable[[], Awaitable[T]]) -> T:
 
 def _close(task: SimTask[Any]) -> None:
     task._log_destroy_pending = False  # type: ignore[attr-defined]  # asyncio's own switch for tasks that are dropped
-    coro = task.get_coro()
-    for _ in range(100):  # each ``await`` in a ``finally`` block needs a close of its own
-        try:
-            coro.close()
-        except (Exception, GeneratorExit, asyncio.CancelledError):  # noqa: BLE001
-            continue  # the code of a machine without power: whatever it raises is void
-        return
+    coro, loop = task.get_coro(), task.get_loop()
+    asyncio._enter_task(loop, task)
+    try:
+        for _ in range(100):  # each ``await`` in a ``finally`` block needs a close of its own
+            try:
+                coro.close()
+            except (Exception, GeneratorExit, asyncio.CancelledError):  # noqa: BLE001
+                continue  # the code of a machine without power: whatever it raises is void
+            return
+    finally:
+        asyncio._leave_task(loop, task)
