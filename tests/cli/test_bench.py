@@ -18,6 +18,7 @@ from corepool.cli.bench import cores, loops
 from corepool.cli.bench.figures import Figure, Goal, percentile
 from corepool.cli.bench.sizes import GOALS, USUAL
 from corepool.errors import InvalidOptionError
+from tests.cli.interrupts import heeding_interrupts
 from tests.servers.valkey import Server, binaries, eventually, running
 
 TIMES = {"set", "propagation", "append", "delivery", "dispatch", "handler_start", "notify", "stop"}
@@ -105,14 +106,15 @@ def test_the_table_says_what_was_met_and_what_was_not(server: Server) -> None:
 
 
 def test_an_interrupt_ends_the_worker_and_the_pool(server: Server) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "corepool.cli", "bench", "--quick"],
-        env={**os.environ, "COREPOOL_URL": url_of(server)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    with heeding_interrupts():
+        process = subprocess.Popen(
+            [sys.executable, "-m", "corepool.cli", "bench", "--quick"],
+            env={**os.environ, "COREPOOL_URL": url_of(server)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
     try:
         eventually(lambda: _clients(server) == 3, server.log)  # two connections of its own, and the worker's
         process.send_signal(signal.SIGINT)

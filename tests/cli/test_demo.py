@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.interrupts import heeding_interrupts
 from tests.servers.nats import NatsServer
 from tests.servers.valkey import Server, binaries, running
 
@@ -83,7 +84,9 @@ def test_a_signal_ends_the_demo_and_its_processes(number: signal.Signals, code: 
     with running([valkey]):
         valkey.start()
         command = [sys.executable, "-m", "corepool.cli", "demo", "--url", valkey.url, "--jobs", "30"]
-        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
+        with heeding_interrupts():
+            demo = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        with demo:
             assert demo.stdout is not None
             line = demo.stdout.readline()
             assert "dispatched" in line, demo.stderr.read() if demo.stderr else line

@@ -14,6 +14,7 @@ import pytest
 import corepool
 from corepool.cli.worker_command import load_handler_factory
 from corepool.errors import InvalidHandlerError
+from tests.cli.interrupts import heeding_interrupts
 from tests.servers.valkey import Server, binaries, running
 
 HANDLERS = """
@@ -83,14 +84,15 @@ def test_what_cannot_be_a_handler_is_one_clear_error(path: str, says: str, folde
 
 def spawn(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     env = {**os.environ, "COREPOOL_URL": "memory://worker", "COREPOOL_POOL": "p"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "corepool.cli", "worker", *arguments],
-        cwd=folder,
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with heeding_interrupts():
+        return subprocess.Popen(
+            [sys.executable, "-m", "corepool.cli", "worker", *arguments],
+            cwd=folder,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
