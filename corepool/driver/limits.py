@@ -26,7 +26,7 @@ def _check_text(what: str, value: str, limit: int) -> None:
     if not value:
         raise InvalidKeyError(f"{what} is empty; give it at least one character")
     try:
-        size = len(value.encode())
+        size = len(value) if value.isascii() else len(value.encode())
     except UnicodeEncodeError:
         raise InvalidKeyError(
             f"{what} {shorten(value)} holds a lone surrogate and cannot be encoded as UTF-8; re-encode it first"

@@ -34,7 +34,11 @@ class Call:
             NodeClosedError, PoolShutdownError: the node ended meanwhile.
         """
         if timeout > 0 and not self._future.done():
-            await asyncio.wait([self._future], timeout=timeout)
+            timer = self._future.get_loop().call_later(timeout, self.resolve, None)  # the time is up: look
+            try:
+                await self._future
+            finally:
+                timer.cancel()
         if not self._future.done():
             return None
         answer = self._future.result()
@@ -51,6 +55,8 @@ class Call:
             self._future.set_exception(error)
 
     def discard(self) -> None:
+        if self._future.cancelled():
+            return  # with its caller
         if self._future.done():
             self._future.exception()  # retrieved: a call that ended otherwise need not report it again
         else:

@@ -109,11 +109,10 @@ class RedisNamespace:
         for index, op in enumerate(ops):
             _add(batch, ops, index, op)
         stopped, results = await batch.run()
-        done = tuple(_read_result(op, result) for op, result in zip(ops, results, strict=False))
+        done = tuple([_read_result(op, result) for op, result in zip(ops, results, strict=False)])
         if stopped is None:
             for op, result in zip(ops, done, strict=True):
-                receipt = Receipt.parse(op.receipt) if isinstance(op, Ack) and result else None
-                if receipt is not None:
+                if isinstance(op, Ack) and result and (receipt := Receipt.parse(op.receipt)) is not None:
                     self._hub.sinks.settled(self._space.scope, receipt)
         return CommitResult(done, stopped)
 

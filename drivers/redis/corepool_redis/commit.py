@@ -3,7 +3,8 @@
 Purpose: the one path by which anything of a namespace is changed together.
 Invariants: names, keys and sizes are checked before anything is sent; a commit that cannot grow the data runs in the spelling
 that a server with full memory lets through.
-Neighbours: :mod:`corepool_redis.group` sends; :mod:`corepool_redis.maps`, :mod:`corepool_redis.streams` and ``Namespace.commit`` build batches.
+Neighbours: :mod:`corepool_redis.group` sends what is built here; :mod:`corepool_redis.maps`, :mod:`corepool_redis.streams` and
+``Namespace.commit`` build batches.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ from corepool.driver import (
     check_value,
 )
 from corepool.errors import BackendUnavailable, CorepoolError, OutcomeUnknown, WireError
-from corepool_redis.group import GroupCommit, Lost, Pair, Section
+from corepool_redis.group import GroupCommit, Lost, Pair, Part, Section, as_text
 from corepool_redis.keys import MapKeys, Receipt, StreamKeys, encode_id, mark_key
 from corepool_redis.link import Link, Refused
-from corepool_redis.resp import Arg, Reply, ReplyError
+from corepool_redis.resp import Reply, ReplyError
 from corepool_redis.scripts import Script
 
 __all__ = [
@@ -155,21 +156,21 @@ def read_key(field: Reply) -> str:
         return ""
 
 
-def encode_when(when: When) -> bytes:
+def encode_when(when: When) -> str:
     """A condition for the script."""
-    return b"" if when.revision is None else b"%d" % when.revision
+    return "" if when.revision is None else str(when.revision)
 
 
 class Batch:
     """Operations that are applied together: a section of a run of the apply script. Build it, ``run`` it once, then read the
     results by index."""
 
-    __slots__ = ("_args", "_grows", "_places", "_rare", "_space", "_writes", "size")
+    __slots__ = ("_grows", "_ops", "_places", "_rare", "_space", "_writes", "size")
 
     def __init__(self, space: Space) -> None:
         self._space = space
-        self._places: list[int] = []  # where in the arguments the script expects a place
-        self._args: list[Arg | Pair] = []
+        self._places: list[int] = []  # where in the operations the script expects a place
+        self._ops: list[Part] = []
         self._grows = False
         self._writes = False
         self._rare = False
@@ -177,15 +178,15 @@ class Batch:
 
     # --- building -----------------------------------------------------------------------------------------------------
 
-    def _op(self, letter: str, pair: Pair, *rest: Arg) -> None:
-        self._places.append(len(self._args) + 1)
-        self._args += (letter, pair, *rest)
+    def _op(self, letter: str, pair: Pair, *rest: Part) -> None:
+        self._places.append(len(self._ops) + 1)
+        self._ops += (letter, pair, *rest)
 
     def set(self, name: str, key: str, value: bytes, when: When, *, optional: bool) -> None:
         """Set a key of a map."""
         check_key(key, self._space.capabilities)
         check_value(value, self._space.capabilities)
-        self._op("s", self._space.pair("map", name), key, value, encode_when(when), int(optional))
+        self._op("s", self._space.pair("map", name), key, as_text(value), encode_when(when), int(optional))
         self._grows = self._writes = True
         self.size += len(value) + len(key)
 
@@ -224,7 +225,7 @@ class Batch:
         for value in values:
             check_value(value, self._space.capabilities)
             self.size += len(value)
-        self._op("u", self._space.pair("map", name), key, kind, len(values), *values)
+        self._op("u", self._space.pair("map", name), key, kind, len(values), *(as_text(value) for value in values))
         self._grows = self._writes = self._rare = True
 
     def append(self, name: str, event: NewEvent, *, stamp: int | None = None, optional: bool, create: bool) -> None:
@@ -234,9 +235,8 @@ class Batch:
         if event.topic:
             check_name("a topic", event.topic, space.capabilities)
         check_value(event.payload, space.capabilities)
-        stamped: Arg = "" if stamp is None else stamp
         pair = space.pair("stream", name)
-        self._op("a", pair, event.name, event.topic, event.payload, stamped, int(optional), int(create))
+        self._op("a", pair, event.name, event.topic, as_text(event.payload), stamp, int(optional), int(create))
         self._grows = self._writes = True
         self.size += len(event.payload)
 
@@ -244,10 +244,10 @@ class Batch:
         """Acknowledge a delivery. A receipt that is none of ours is sent as one that fits nothing."""
         found = Receipt.parse(receipt)
         if found is None or len(found.stream.encode()) > self._space.capabilities.max_name_bytes:
-            self._op("k", self._space.pair("stream", "-"), 0, "0-1", 0, "-")
+            self._op("k", self._space.pair("stream", "-"), "0", "0-1", 0, "-")
         else:
             pair = self._space.pair("stream", found.stream)
-            self._op("k", pair, found.sink, found.id.raw, found.count, found.consumer)
+            self._op("k", pair, str(found.sink), str(found.id), found.count, found.consumer)
         self._writes = True
 
     # --- running ------------------------------------------------------------------------------------------------------
@@ -261,9 +261,7 @@ class Batch:
             WireError: the server holds what this driver did not write.
         """
         script = _script(grows=self._grows, rare=self._rare)
-        return await apply(
-            self._space, Section(script, self._args, self._places, self.size, repeat=not self._writes)
-        )
+        return await apply(self._space, Section(script, self._ops, self._places, self.size, repeat=not self._writes))
 
 
 def _script(*, grows: bool, rare: bool) -> Script:
@@ -273,7 +271,7 @@ def _script(*, grows: bool, rare: bool) -> Script:
 def set_section(pair: Pair, key: str, value: bytes, when: When) -> Section:
     """What a batch with one set comes to: keep-alives and records do this all day."""
     return Section(
-        Script.named("apply"), ["s", pair, key, value, encode_when(when), 1], _SECOND, len(value), repeat=False
+        Script.named("apply"), ["s", pair, key, as_text(value), encode_when(when), 1], _SECOND, len(value), repeat=False
     )
 
 

@@ -1,14 +1,14 @@
 """Group commit: what is committed in one turn of the loop goes to the server as one script.
 
-Purpose: a script has a price of its own, on the server and here; callers that commit at the same moment share it. A lone caller
-pays nothing for it: his section leaves in the turn after it was handed in, as it would have anyhow.
+Purpose: a script has a price of its own, on the server and here; callers that commit at the same moment share it. A lone
+caller pays nothing for it: his section leaves in the turn after it was handed in, as it would have anyhow.
 Invariants:
 
-- Sections reach the server in the order in which they were handed in; each is applied as a whole or not at all, whatever becomes
-  of the others (``apply.lua``).
+- Sections reach the server in the order in which they were handed in, unless the server refuses some as a whole (a script that
+  it does not know yet); each is applied as a whole or not at all, whatever becomes of the others (``apply.lua``).
 - A section whose caller was cancelled before it left is not sent; afterwards its answer is dropped (M6).
-- Nothing is repeated here. A section that was certainly not applied goes back to its caller, who may send it again alone and who
-  stops doing so when he is cancelled: a background task that repeated it might do so after `settle` (R2).
+- Nothing is repeated here. A section that was certainly not applied goes back to its caller, who may send it again alone and
+  who stops doing so when he is cancelled: a background task that repeated it might do so after `settle` (R2).
 
 Neighbours: :mod:`corepool_redis.commit` encodes sections and reads answers; :mod:`corepool_redis.link` sends.
 """
@@ -19,19 +19,32 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 from random import Random
+from typing import TypeAlias
+
+import msgspec
 
 from corepool_redis.connection import ConnectionLost
-from corepool_redis.link import Link
+from corepool_redis.link import Link, Refused
 from corepool_redis.resp import Arg, Reply, ReplyError
 from corepool_redis.scripts import Script
 
-__all__ = ["GroupCommit", "Lost", "Pair", "Section", "encode_sections"]
+__all__ = ["GroupCommit", "Lost", "Pair", "Part", "Section", "as_text", "encode_sections"]
 
-Pair = tuple[bytes, bytes]
+_pack = msgspec.msgpack.Encoder().encode
+
+Pair: TypeAlias = tuple[bytes, bytes]
 """The two keys of a map or stream."""
 
-_MOST_SECTIONS, _MOST_BYTES = 32, 256 * 1024
+Part: TypeAlias = msgspec.Raw | str | int | Pair | None
+"""Of an operation; a :data:`Pair` where the script expects a place, and bytes as :func:`as_text` makes them."""
+
+_MOST_SECTIONS, _MOST_BYTES = 16, 256 * 1024
 """A group does not grow beyond this: the server does nothing else while it runs."""
+
+
+def as_text(value: bytes) -> msgspec.Raw:
+    """Bytes as a MessagePack string: to Lua a string is bytes, and the servers' decoder does not know MessagePack's own."""
+    return msgspec.Raw(b"\xdb%b%b" % (len(value).to_bytes(4, "big"), value))
 
 
 class Lost(Exception):
@@ -41,15 +54,15 @@ class Lost(Exception):
 class Section:
     """The operations of one caller.
 
-    args: with a :data:`Pair` where the script expects a place. places: where those are. script: which one runs it.
+    ops: one after the other, in parts. places: where among them a :data:`Pair` stands. script: which one runs it.
     repeat: it changes nothing.
     """
 
-    __slots__ = ("args", "places", "repeat", "script", "size")
+    __slots__ = ("ops", "places", "repeat", "script", "size")
 
-    def __init__(self, script: Script, args: list[Arg | Pair], places: Sequence[int], size: int, *, repeat: bool) -> None:
+    def __init__(self, script: Script, ops: list[Part], places: Sequence[int], size: int, *, repeat: bool) -> None:
         self.script = script
-        self.args = args
+        self.ops = ops
         self.places = places
         self.size = size
         self.repeat = repeat
@@ -63,16 +76,15 @@ def encode_sections(
     args: list[Arg] = [*head]
     known: dict[Pair, int] = {}
     for section in sections:
-        args.append(len(section.args))
-        start = len(args)
-        args += section.args  # type: ignore[arg-type]  # the pairs among them are replaced now
+        ops = section.ops.copy()  # who sends it again begins from the pairs
         for index in section.places:
-            pair: Pair = section.args[index]  # type: ignore[assignment]
+            pair: Pair = ops[index]  # type: ignore[assignment]
             place = known.get(pair)
             if place is None:
                 place = known[pair] = len(keys) + 2  # Lua counts from 1, and the fence comes first
                 keys += pair
-            args[start + index] = place
+            ops[index] = place
+        args.append(_pack(ops))
     return keys, args
 
 
@@ -92,7 +104,9 @@ class _Group:
 class GroupCommit:
     """The commits of one namespace on one connection."""
 
-    def __init__(self, link: Link, scope: bytes, fixed: tuple[bytes, bytes], limits: tuple[int, int], rng: Random) -> None:
+    def __init__(
+        self, link: Link, scope: bytes, fixed: tuple[bytes, bytes], limits: tuple[int, int], rng: Random
+    ) -> None:
         """fixed: the keys that every run names. limits: length of the logs, largest value."""
         self._link = link
         self._scope = scope
@@ -102,7 +116,8 @@ class GroupCommit:
         self._groups: list[_Group] = []
 
     def submit(self, section: Section) -> asyncio.Future[Reply]:
-        """Hand a section in. The future ends with its answer; with None if it was certainly not applied; or with `Lost`."""
+        """Hand a section in. The future ends with its answer; with None if it was certainly not applied; or with `Lost`
+        or `Refused`."""
         groups = self._groups
         loop = asyncio.get_running_loop()
         if not groups:
@@ -166,7 +181,7 @@ class GroupCommit:
         error = sent.exception()
         if isinstance(error, ConnectionLost):
             if error.sent and not group.repeat:
-                _fail(futures, str(error))
+                _fail(futures, Lost(str(error)))
             else:
                 _settle(futures, [None] * len(futures))
             return
@@ -174,12 +189,14 @@ class GroupCommit:
         if isinstance(reply, ReplyError):
             if self._link.surely_refused(reply):
                 _settle(futures, [None] * len(futures))
-            else:
-                _fail(futures, f"the server answered with an error that the driver does not know: {reply}")
+            elif len(futures) == 1:
+                _fail(futures, Refused(reply))
+            else:  # some of the sections may have been applied before the one that met the error
+                _fail(futures, Lost(f"the server answered with an error that the driver does not know: {reply}"))
         elif isinstance(reply, list) and len(reply) == len(futures):
             _settle(futures, reply)
         else:
-            _fail(futures, "the server's answer to a commit has an unknown form")
+            _fail(futures, Lost("the server's answer to a commit has an unknown form"))
 
 
 def _settle(futures: Sequence[asyncio.Future[Reply]], answers: Sequence[Reply]) -> None:
@@ -188,7 +205,7 @@ def _settle(futures: Sequence[asyncio.Future[Reply]], answers: Sequence[Reply]) 
             future.set_result(answer)
 
 
-def _fail(futures: Sequence[asyncio.Future[Reply]], why: str) -> None:
+def _fail(futures: Sequence[asyncio.Future[Reply]], error: Exception) -> None:
     for future in futures:
         if not future.done():
-            future.set_exception(Lost(why))
+            future.set_exception(error)

@@ -119,6 +119,9 @@ class EventId:
     def raw(self) -> bytes:
         return b"%d-%d" % (self.ms, self.seq)
 
+    def __str__(self) -> str:
+        return f"{self.ms}-{self.seq}"
+
 
 def encode_id(raw: bytes) -> str:
     """A server's id in a width at which ids compare as strings like they do as numbers (S1)."""
@@ -151,8 +154,9 @@ class Receipt:
     def __str__(self) -> str:
         return f"{self.id.ms}-{self.id.seq}.{self.sink}.{self.count}.{self.consumer}.{self.stream}"
 
-    @classmethod
-    def parse(cls, receipt: str) -> Receipt | None:
+    @staticmethod
+    @functools.lru_cache(_REMEMBERED)
+    def parse(receipt: str) -> Receipt | None:
         """A receipt back; None if it is none of ours (it is then simply not valid)."""
         parts = receipt.split(".", 4)
         if len(parts) != 5:
@@ -169,4 +173,4 @@ class Receipt:
             stream.encode()
         except UnicodeEncodeError:
             return None
-        return cls(stream, int(sink[:9]), found, consumer, int(count[:15]))
+        return Receipt(stream, int(sink[:9]), found, consumer, int(count[:15]))

@@ -1,8 +1,8 @@
 -- apply: map writes, reads, stream appends and acknowledgements of one namespace. What clients commit at the same moment comes as
 -- several sections of one run (group commit); each is decided in order and applied all at once, or not at all, on its own.
 -- KEYS: fence, marks, scratch, then for each map its data and log, for each stream its events and configuration
--- ARGV: epoch, nonce, length of the logs, largest value, then for each section how many arguments it has and its operations;
--- a place is an index into KEYS
+-- ARGV: epoch, nonce, length of the logs, largest value, then each section: its operations one after the other, as one MessagePack
+-- array (an argument of its own for every part costs several times as much); a place is an index into KEYS
 --   s place key value when optional      set           -> {applied, revision, previous}
 --   d place key when optional            delete        -> {applied, revision, previous}
 --   g place key                          get           -> '<revision>:<value>' or nil
@@ -14,34 +14,50 @@
 -- when: '' always, '0' absent, else the revision. Answer for each section: the index of the operation that stopped it or -1,
 -- then the results; or -2 and why nothing of it was applied, or -3 and why it may have been applied in part.
 -- Nothing of a section is written before all of it is decided: Redis does not roll a script back.
--- The most frequent commit by far is one set in a map that exists. It is decided and applied here exactly as below, without first
--- making the functions that others need: that halves the server's time for it.
+-- The most frequent section by far is one set in a map that exists. While the sections are such, they are decided and applied here
+-- exactly as below, without the functions and tables that others need: that takes half of the server's time for them.
 --FAST--
-if ARGV[6] == 's' and #ARGV == 11 then
-  local data, key, value, when = KEYS[4], ARGV[8], ARGV[9], ARGV[10]
-  local found = redis.call('HMGET', data, '', key)
-  local raw = found[2]
-  local at, birth = string.match(found[1] or '', '^(%d+)%-%d+(:%d+)$')
-  if at then
-    local revision = tonumber(at)
-    if when ~= '' and ((when == '0' and raw) or (when ~= '0' and not (raw and string.sub(raw, 1, #when + 1) == when .. ':'))) then
-      if ARGV[11] == '0' then return {{0, {0, revision, raw}}} end
-      return {{-1, {0, revision, raw}}}
-    end
-    revision = revision + 1
-    at = string.format('%.0f', revision)
-    local id = at .. '-' .. ARGV[2]
-    redis.call('HSET', data, '', id .. birth, key, at .. ':' .. value)
-    redis.call('XADD', KEYS[5], 'NOMKSTREAM', 'MAXLEN', '~', ARGV[3], id, 's' .. key, value)
-    return {{-1, {1, revision, raw}}}
+local answers, heads, next_section, section = {}, {}, 5, nil
+while next_section <= #ARGV do
+  section = cmsgpack.unpack(ARGV[next_section])
+  if section[1] ~= 's' or #section ~= 6 then break end
+  local place, key, value, when = section[2], section[3], section[4], section[5]
+  local data, head = KEYS[place], heads[place]
+  local raw
+  if head then
+    raw = redis.call('HGET', data, key)
+  else
+    local found = redis.call('HMGET', data, '', key)
+    local revision, birth, logged = string.match(found[1] or '', '^(%d+)%-%d+(:%d+)(:?w?)$')
+    if not revision then break end
+    head = {tonumber(revision), birth, logged}
+    heads[place] = head
+    raw = found[2]
   end
+  if when == '' or (when == '0' and not raw) or (raw and string.sub(raw, 1, #when + 1) == when .. ':') then
+    local revision = head[1] + 1
+    local digits = string.format('%.0f', revision)
+    local id = digits .. '-' .. ARGV[2]
+    if head[3] ~= ''
+      and not redis.call('XADD', KEYS[place + 1], 'NOMKSTREAM', 'MAXLEN', '~', ARGV[3], id, 's' .. key, value) then
+      head[3] = ''  -- nobody watches any more
+    end
+    redis.call('HSET', data, '', id .. head[2] .. head[3], key, digits .. ':' .. value)
+    head[1] = revision
+    answers[next_section - 4] = {-1, {1, revision, raw}}
+  else
+    answers[next_section - 4] = {section[6] == 0 and 0 or -1, {0, head[1], raw}}
+  end
+  next_section = next_section + 1
 end
+if next_section > #ARGV then return answers end
 --SLOW--
-local call, argv, keys = redis.call, ARGV, KEYS
+local call, keys = redis.call, KEYS
 local match, sub, format = string.match, string.sub, string.format
-local nonce, keep = argv[2], argv[3]
-local at = 5  -- the argument that is read next
-local maps, opened, streams, appends, acks, stamps  -- of the section at work
+local nonce, keep = ARGV[2], ARGV[3]
+local argv, at  -- the section at work, and what of it is read next
+local maps = {}  -- by place, for all sections; what is said of one section is renewed when it first opens the map
+local opened, streams, appends, acks, stamps  -- of the section at work
 local writing  -- whether it has begun to write
 
 local function open_map(place, key)
@@ -49,17 +65,24 @@ local function open_map(place, key)
   if not map then
     local data = keys[place]
     local found = call('HMGET', data, '', key)
-    map = {data = data, log = keys[place + 1], held = {[key] = found[2]}, dirty = {}, revision = 0}
+    map = {data = data, log = keys[place + 1], revision = 0, birth = false, logged = true, held = {[key] = found[2]}}
     if found[1] then
-      local revision, birth = match(found[1], '^(%d+)%-%d+:(%d+)$')
+      local revision, birth, logged = match(found[1], '^(%d+)%-%d+:(%d+)(:?w?)$')
       if not revision then error({broken = 'WRONGTYPE the head of a map was not written by this driver'}) end
-      map.revision, map.birth = tonumber(revision), birth
+      map.revision, map.birth, map.logged = tonumber(revision), birth, logged ~= ''
     end
     maps[place] = map
+    map.section, map.was, map.born, map.dirty, map.cleared = appends, map.revision, map.birth, {}, false
     opened[#opened + 1] = map
-  elseif map.held[key] == nil then
-    map.held[key] = not map.cleared and call('HGET', map.data, key) or false
+    return map
   end
+  if map.section ~= appends then  -- each section has an `appends` of its own
+    map.section, map.revision, map.birth, map.dirty, map.cleared = appends, map.was, map.born, {}, false
+    map.held = {}
+    for i = #map, 1, -1 do map[i] = nil end
+    opened[#opened + 1] = map
+  end
+  if map.held[key] == nil then map.held[key] = not map.cleared and call('HGET', map.data, key) or false end
   return map
 end
 
@@ -82,13 +105,22 @@ end
 local function record(map, field, value)
   local before = advance(map)
   local revision = format('%.0f', map.revision)
-  map[#map + 1] = {revision .. '-' .. nonce, field, value, before}
+  map.id = revision .. '-' .. nonce
+  if map.logged then map[#map + 1] = {map.id, field, value, before} end
   return revision
 end
 
+-- What a section makes of a key: false if it goes.
+local function hold(map, key, raw)
+  if not map.dirty[key] then
+    map.dirty[key] = true
+    map.dirty[#map.dirty + 1] = key
+  end
+  map.held[key] = raw
+end
+
 local function put(map, key, value)
-  map.held[key] = record(map, 's' .. key, value) .. ':' .. value
-  map.dirty[key] = true
+  hold(map, key, record(map, 's' .. key, value) .. ':' .. value)
   return map.revision
 end
 
@@ -162,7 +194,7 @@ end
 local rare = {}  -- each returns its result and whether it was refused in a way that stops the section
 
 function rare.c()
-  local map, when = open_map(tonumber(argv[at + 1]), ''), argv[at + 2]
+  local map, when = open_map(argv[at + 1], ''), argv[at + 2]
   at = at + 3
   local empty = call('HLEN', map.data) <= 1
   local good = when == '' or (when == '0' and empty) or when == num(map.revision)
@@ -175,7 +207,8 @@ function rare.c()
 end
 
 function rare.x()  -- stands alone in its section, so it may write at once
-  local map = open_map(tonumber(argv[at + 1]), '')
+  local place = argv[at + 1]
+  local map = open_map(place, '')
   at = at + 2
   writing = true
   if map.birth then
@@ -187,13 +220,14 @@ function rare.x()  -- stands alone in its section, so it may write at once
     if tonumber(call('HGET', keys[2], 'r') or '0') < map.revision then call('HSET', keys[2], 'r', num(map.revision)) end
     call('PEXPIRE', keys[2], num(DAY))
   end
+  map.was, maps[place] = map.revision, nil
   return 1
 end
 
 function rare.u()
   local key, kind, values = argv[at + 2], argv[at + 3], {}
-  local map = open_map(tonumber(argv[at + 1]), key)
-  local count = tonumber(argv[at + 4])
+  local map = open_map(argv[at + 1], key)
+  local count = argv[at + 4]
   for i = 1, count do values[i] = argv[at + 4 + i] end
   at = at + 5 + count
   local raw = map.held[key]
@@ -202,7 +236,7 @@ function rare.u()
   local value, problem = update(current or nil, kind, values)
   if problem then return problem, true end
   if raw and value == current then return {tonumber(match(raw, '^%d+')), value, raw} end
-  if #value > tonumber(argv[4]) then return '!large', true end
+  if #value > tonumber(ARGV[4]) then return '!large', true end
   return {put(map, key, value), value, raw}
 end
 --FREQUENT--
@@ -211,36 +245,35 @@ local function decide(index)
   local op = argv[at]
   if op == 's' then
     local key, when = argv[at + 2], argv[at + 4]
-    local map = open_map(tonumber(argv[at + 1]), key)
+    local map = open_map(argv[at + 1], key)
     local raw = map.held[key]
     at = at + 6
-    if not holds(when, raw) then return {0, map.revision, raw}, argv[at - 1] == '0' end
+    if not holds(when, raw) then return {0, map.revision, raw}, argv[at - 1] == 0 end
     stamps[index] = put(map, key, argv[at - 3])
     return {1, stamps[index], raw}
   elseif op == 'd' then
     local key, when = argv[at + 2], argv[at + 3]
-    local map = open_map(tonumber(argv[at + 1]), key)
+    local map = open_map(argv[at + 1], key)
     local raw = map.held[key]
     at = at + 5
-    if not holds(when, raw) then return {0, map.revision, raw}, argv[at - 1] == '0' end
+    if not holds(when, raw) then return {0, map.revision, raw}, argv[at - 1] == 0 end
     if raw then
       record(map, 'd' .. key, '')
-      map.held[key] = false
-      map.dirty[key] = true
+      hold(map, key, false)
     end
     stamps[index] = map.revision
     return {1, map.revision, raw}
   elseif op == 'g' then
     local key = argv[at + 2]
-    local map = open_map(tonumber(argv[at + 1]), key)
+    local map = open_map(argv[at + 1], key)
     at = at + 3
     return map.held[key]
   elseif op == 'a' then
-    local stream, name, topic, stamp = open_stream(tonumber(argv[at + 1])), argv[at + 2], argv[at + 3], argv[at + 5]
+    local stream, name, topic, stamp = open_stream(argv[at + 1]), argv[at + 2], argv[at + 3], argv[at + 5]
     local payload, optional, create = argv[at + 4], argv[at + 6], argv[at + 7]
     at = at + 8
     local problem
-    if not stream.kind and create == '1' then
+    if not stream.kind and create == 1 then
       stream.kind, stream.create = 'work', true
     end
     if not stream.kind then
@@ -251,20 +284,20 @@ local function decide(index)
       stream.length = (stream.length or call('XLEN', stream.events)) + 1
       if stream.length > stream.most then problem = '!full' end
     end
-    if problem then return problem, optional == '0' end
+    if problem then return problem, optional == 0 end
     local fields = {'n', name, 'p', payload}
     if topic ~= '' then
       fields[5], fields[6] = 't', topic
     end
-    if stamp ~= '' then
+    if stamp then
       fields[#fields + 1] = 's'
-      fields[#fields + 1] = format('%.0f', stamps[tonumber(stamp)] or 0)
+      fields[#fields + 1] = format('%.0f', stamps[stamp] or 0)
     end
     appends[#appends + 1] = {index, stream, fields}
     return ''
   elseif op == 'k' then
-    local stream, sink, id = open_stream(tonumber(argv[at + 1])), argv[at + 2], argv[at + 3]
-    local group, count, consumer = 'g' .. sink, tonumber(argv[at + 4]), argv[at + 5]
+    local stream, sink, id = open_stream(argv[at + 1]), argv[at + 2], argv[at + 3]
+    local group, count, consumer = 'g' .. sink, argv[at + 4], argv[at + 5]
     at = at + 6
     local rows = redis.pcall('XPENDING', stream.events, group, id, id, 1)
     local row = not rows.err and rows[1]
@@ -293,28 +326,40 @@ local function write(results)
     end
   end
   for _, map in ipairs(opened) do
-    if #map > 0 then
-      local set, unset = {'HSET', map.data, '', map[#map][1] .. ':' .. map.birth}, nil
-      for key in pairs(map.dirty) do
-        local value = map.held[key]
-        if value then
-          set[#set + 1] = key
-          set[#set + 1] = value
+    if map.revision ~= map.was then
+      for _, entry in ipairs(map) do
+        local id
+        if entry[4] then
+          id = call('XADD', map.log, 'NOMKSTREAM', entry[1], entry[2], entry[3], 'p', entry[4])
         else
-          unset = unset or {'HDEL', map.data}
-          unset[#unset + 1] = key
+          id = call('XADD', map.log, 'NOMKSTREAM', 'MAXLEN', '~', keep, entry[1], entry[2], entry[3])
+        end
+        if not id then  -- nobody watches any more
+          map.logged = false
+          break
         end
       end
       if map.cleared then call('DEL', map.data) end
-      call(unpack(set))
-      if unset then call(unpack(unset)) end
-      for _, entry in ipairs(map) do
-        if entry[4] then
-          call('XADD', map.log, 'NOMKSTREAM', entry[1], entry[2], entry[3], 'p', entry[4])
-        else
-          call('XADD', map.log, 'NOMKSTREAM', 'MAXLEN', '~', keep, entry[1], entry[2], entry[3])
+      local head = map.id .. ':' .. map.birth .. (map.logged and ':w' or '')
+      local first = map.dirty[1]
+      if #map.dirty == 1 and map.held[first] then
+        call('HSET', map.data, '', head, first, map.held[first])
+      else
+        local set, unset = {'HSET', map.data, '', head}, nil
+        for _, key in ipairs(map.dirty) do
+          local value = map.held[key]
+          if value then
+            set[#set + 1] = key
+            set[#set + 1] = value
+          else
+            unset = unset or {'HDEL', map.data}
+            unset[#unset + 1] = key
+          end
         end
+        call(unpack(set))
+        if unset then call(unpack(unset)) end
       end
+      map.was, map.born = map.revision, map.birth
     end
   end
   for _, ack in ipairs(acks) do
@@ -324,9 +369,9 @@ local function write(results)
   end
 end
 
-local function section(stop)
+local function decide_and_write()
   local results, index = {-1}, 0
-  while at < stop do
+  while at <= #argv do
     local result, stops = decide(index)
     results[index + 2] = result
     if stops then
@@ -339,17 +384,15 @@ local function section(stop)
   return results
 end
 
-local answers = {}
-while at <= #argv do
-  local stop = at + 1 + tonumber(argv[at])
-  at = at + 1
-  maps, opened, streams, appends, acks, stamps, writing = {}, {}, {}, {}, {}, {}, false
-  local good, answer = pcall(section, stop)
+for i = next_section, #ARGV do
+  argv, at = i > next_section and cmsgpack.unpack(ARGV[i]) or section, 1
+  opened, streams, appends, acks, stamps, writing = {}, {}, {}, {}, {}, false
+  local good, answer = pcall(decide_and_write)
   if not good then  -- of this section alone: the others have nothing to do with it
     local why = type(answer) == 'table' and (answer.broken or answer.err) or tostring(answer)
     answer = {writing and -3 or -2, why}
+    maps = {}  -- the next section looks for itself what is there
   end
-  answers[#answers + 1] = answer
-  at = stop
+  answers[i - 4] = answer
 end
 return answers

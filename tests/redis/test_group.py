@@ -1,0 +1,185 @@
+"""Group commit: callers share a script, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from corepool.driver import ABSENT, REVISION, Append, Change, GetKey, NewEvent, SetKey, Snapshot
+from corepool.errors import OutcomeUnknown, WireError
+from corepool_redis.backend import RedisNamespace
+from corepool_redis.keys import MapKeys, scope_of
+from tests.redis.conftest import Connect
+from tests.redis.fake import serving
+from tests.servers.valkey import Server, command
+
+
+def text(server: Server, *args: str | bytes) -> str:
+    """What the server answers to a command, as text."""
+    reply = command(server.port, *args)
+    assert isinstance(reply, bytes)
+    return reply.decode()
+
+
+def scripts_run(server: Server) -> int:
+    """How many scripts the server has run by now."""
+    for line in text(server, "INFO", "commandstats").splitlines():
+        if line.startswith("cmdstat_evalsha:"):
+            return int(line.split("calls=")[1].split(",")[0])
+    return 0
+
+
+async def test_what_is_committed_in_one_turn_is_one_script(own_server: Server, connect: Connect) -> None:
+    space = (await connect(own_server.url)).namespace("group")
+    await space.map("m").set("first", b"")
+    before = scripts_run(own_server)
+    commits = await asyncio.gather(*(space.map("m").set(f"k{n}", b"%d" % n) for n in range(16)))
+    assert scripts_run(own_server) == before + 1
+    revisions = [commit.revision for commit in commits]
+    assert revisions == list(range(revisions[0], revisions[0] + 16)), "in the order in which they were handed in"
+
+
+async def test_a_large_group_is_several_scripts(own_server: Server, connect: Connect) -> None:
+    space = (await connect(own_server.url)).namespace("group")
+    await space.map("m").set("first", b"")
+    before = scripts_run(own_server)
+    await asyncio.gather(*(space.map("m").set(f"k{n}", b"") for n in range(64)))
+    many = scripts_run(own_server) - before
+    await asyncio.gather(*(space.map("m").set(f"k{n}", b"x" * 150_000) for n in range(4)))
+    assert many == 4
+    assert scripts_run(own_server) == before + many + 4
+
+
+async def test_a_refused_section_leaves_its_neighbours_alone(space: RedisNamespace) -> None:
+    await space.stream("s").create()
+
+    def admit(key: str) -> Sequence[SetKey | Append | GetKey]:
+        return [
+            SetKey("attention", key, b"listed"),
+            SetKey("jobs", key, b"record", ABSENT),
+            Append("s", NewEvent("start", key.encode()), stamp=1),
+            GetKey("attention", key),
+        ]
+
+    first, again, other = await asyncio.gather(*(space.commit(admit(key)) for key in ("a", "a", "b")))
+    assert (first.stopped, again.stopped, other.stopped) == (None, 1, None)
+    head = await space.map("attention").set("c", b"")
+    listed = await space.map("attention").get_many(["a", "b"])
+    assert [entry.revision for entry in listed.values()] == [head.revision - 2, head.revision - 1], (
+        "what the refused section had prepared took no revision"
+    )
+    events = await space.stream("s").range()
+    jobs = await space.map("jobs").get_many(["a", "b"])
+    assert [(event.payload, event.stamp) for event in events] == [
+        (b"a", jobs["a"].revision),
+        (b"b", jobs["b"].revision),
+    ]
+
+
+async def test_a_section_sees_what_the_one_before_it_did(space: RedisNamespace) -> None:
+    m = space.map("m")
+    await space.map("other").set("k", b"0")
+    await space.map("other").destroy()  # a script that the server does not know yet would come too late
+    await m.set("k", b"0")
+    made, destroyed, after, lost, later = await asyncio.gather(
+        m.set("k", b"1"), m.destroy(), m.set("k", b"2", ABSENT), m.set("k", b"3", REVISION(1)), m.set("l", b"4")
+    )
+    assert destroyed is None
+    assert made.applied
+    assert after.applied
+    assert after.previous is None
+    assert not lost.applied
+    assert lost.previous is not None
+    assert lost.previous.value == b"2"
+    assert made.revision < after.revision < later.revision
+    assert {entry.key: entry.value async for entry in m.scan()} == {"k": b"2", "l": b"4"}
+
+
+async def test_a_foreign_key_in_one_section_is_told_to_its_caller_alone(server: Server, space: RedisNamespace) -> None:
+    command(server.port, "HSET", MapKeys.of(scope_of(space.name), "theirs").data, "", "foreign")
+    ops = [
+        [SetKey("ours", "a", b"1"), SetKey("more", "a", b"1")],
+        [SetKey("theirs", "k", b""), SetKey("ours", "x", b"")],
+    ]
+    good, bad, fine = await asyncio.gather(
+        space.commit(ops[0]), space.commit(ops[1]), space.map("ours").set("b", b"2"), return_exceptions=True
+    )
+    assert not isinstance(good, BaseException)
+    assert isinstance(bad, WireError)
+    assert not isinstance(fine, BaseException)
+    assert {entry.key async for entry in space.map("ours").scan()} == {"a", "b"}
+
+
+async def test_who_was_cancelled_before_the_group_left_is_not_in_it(space: RedisNamespace) -> None:
+    m = space.map("m")
+    calls = [asyncio.ensure_future(m.set(f"k{n}", b"")) for n in range(3)]
+    asyncio.get_running_loop().call_soon(calls[1].cancel)  # after they have handed in, before the group leaves
+    done = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(done[1], asyncio.CancelledError)
+    assert {entry.key async for entry in m.scan()} == {"k0", "k2"}
+
+
+async def test_who_is_cancelled_later_takes_nobody_with_him(space: RedisNamespace) -> None:
+    m = space.map("m")
+    await m.set("first", b"")
+    calls = [asyncio.ensure_future(m.set(f"k{n}", b"%d" % n)) for n in range(8)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # sent by now
+    for call in calls[::2]:
+        call.cancel()
+    done = await asyncio.gather(*calls, return_exceptions=True)
+    for number, commit in enumerate(done):
+        if number % 2:
+            assert not isinstance(commit, BaseException)
+            entry = await m.get(f"k{number}")
+            assert entry is not None
+            assert (entry.value, entry.revision) == (b"%d" % number, commit.revision)
+
+
+async def test_a_lost_group_is_unknown_to_each_writer_and_read_again(connect: Connect) -> None:
+    def answer(words: list[bytes]) -> bytes | None:
+        if words[0] == b"EVALSHA" and len(fake.writers) == 1:
+            fake.cut()
+            return None
+        return b"*2\r\n*2\r\n:-1\r\n$-1\r\n*2\r\n:-1\r\n$-1\r\n" if words[0] == b"EVALSHA" else b"+OK\r\n"
+
+    async with serving(answer) as fake:
+        space = (await connect(f"redis://127.0.0.1:{fake.port}/0")).namespace("lost")
+        outcomes = await asyncio.gather(
+            space.map("m").set("a", b""), space.map("m").set("b", b""), return_exceptions=True
+        )
+        assert [type(outcome) for outcome in outcomes] == [OutcomeUnknown, OutcomeUnknown]
+
+
+@pytest.mark.parametrize("name", ["m", "other"])
+async def test_the_log_ends_with_its_watchers_and_begins_with_the_next(
+    server: Server, space: RedisNamespace, name: str
+) -> None:
+    m, keys = space.map(name), MapKeys.of(scope_of(space.name), name)
+    await m.set("k", b"0")
+
+    def marked() -> bool:
+        return text(server, "HGET", keys.data, "").endswith(":w")
+
+    assert not marked()
+    watch = m.watch()
+    assert isinstance(await anext(watch), Snapshot)
+    assert marked()
+    await m.set("k", b"1")
+    assert isinstance(await anext(watch), Change)
+    await watch.aclose()
+    command(server.port, "DEL", keys.log)  # as when it expires
+    await m.set("k", b"2")
+    assert not marked()
+    await space.commit([SetKey(name, "k", b"3"), SetKey(name, "l", b"3")])
+    assert command(server.port, "EXISTS", keys.log) == 0
+    watch = m.watch()
+    snapshot = await anext(watch)
+    assert isinstance(snapshot, Snapshot)
+    assert {entry.key: entry.value for entry in snapshot.entries} == {"k": b"3", "l": b"3"}
+    await space.commit([SetKey(name, "k", b"4"), SetKey(name, "l", b"4")])
+    changes = [await anext(watch), await anext(watch)]
+    assert [change.value for change in changes if isinstance(change, Change)] == [b"4", b"4"]
+    await watch.aclose()
