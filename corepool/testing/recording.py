@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import weakref
 from typing import Any
 
 import attrs
@@ -145,14 +146,16 @@ class StoryLog(logging.Handler):
 
     def __init__(self, world: World) -> None:
         super().__init__(logging.WARNING)
-        self._world = world
+        self._world = weakref.ref(world)  # it goes with its run, and does not wait for whoever removes this handler
 
     def emit(self, record: logging.LogRecord) -> None:
-        node = current_node()
+        node, world = current_node(), self._world()
+        if world is None:
+            return
         text = record.getMessage()
         if record.exc_info is not None and record.exc_info[1] is not None:
             text += f" ({type(record.exc_info[1]).__name__}: {record.exc_info[1]})"
-        self._world.trace.log(self._world.now, "" if node is None else node.label, text)
+        world.trace.log(world.now, "" if node is None else node.label, text)
 
 
 class _RecordedHandler:

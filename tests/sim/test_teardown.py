@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import sys
 import warnings
+import weakref
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
 from corepool.testing import Cluster, simulate_cluster
+from corepool_memory.sim import run
 from corepool_memory.sim.faults import Faults
 from corepool_memory.sim.run import simulate
 from corepool_memory.sim.world import World
@@ -140,3 +143,33 @@ def test_a_handler_and_its_node_leave_nothing_behind(complaints: Callable[[], li
     assert not simulate_cluster(scenario, most_replays=0).passed
     assert complaints() == []
     assert RAN == []
+
+
+def test_a_run_that_passed_is_gone_when_it_ends() -> None:
+    worlds: list[weakref.ref[World]] = []
+
+    async def scenario(cluster: Cluster) -> None:
+        worlds.append(weakref.ref(cluster.world))
+        logging.getLogger("corepool").warning("this goes into the story")
+        for _ in range(3):
+            await cluster.node("feeds", client_only=True)
+
+    result = simulate_cluster(scenario)
+    assert result.passed
+    assert any("goes into the story" in line for line in result.trace)
+    assert worlds[0]() is None
+
+
+def test_runs_that_failed_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run sets aside what was there before it, and does not look at it: what its predecessors left would stay for ever."""
+    monkeypatch.setattr(run, "_MANY", 1000)
+    worlds: list[weakref.ref[World]] = []
+
+    async def scenario(world: World) -> None:
+        worlds.append(weakref.ref(world))
+        world.leaves = [[world] for _ in range(1000)]  # type: ignore[attr-defined]
+        raise AssertionError("the result keeps this, and this keeps the run")
+
+    for _ in range(10):
+        simulate(scenario, most_replays=0)
+    assert sum(world() is not None for world in worlds) <= 3

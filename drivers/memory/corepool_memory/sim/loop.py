@@ -157,6 +157,8 @@ class SimLoop(asyncio.BaseEventLoop):
     ) -> asyncio.TimerHandle:
         """`call_at` by true time, whatever the clock of the context's machine shows: for the world itself."""
         timer = asyncio.TimerHandle(due, callback, args, self, context)
+        if self.is_closed():
+            return timer
         timer._scheduled = True  # type: ignore[attr-defined]
         self._timer_order += 1
         heapq.heappush(self._timers, (due, self._timer_order, timer))

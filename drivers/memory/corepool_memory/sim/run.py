@@ -156,11 +156,9 @@ class _Setup:
 
 
 def _once(setup: _Setup, chooser: Chooser) -> Result:
-    # Nothing that was there before may be finalized in the middle of the run; and a collection that looks at the run's own
-    # objects alone takes no time, however large the process is.
     frozen = gc.get_freeze_count() == 0
     if frozen:
-        gc.freeze()
+        _freeze()
     loop = SimLoop(setup.budgets)
     try:
         return _run(setup, chooser, loop)
@@ -169,6 +167,28 @@ def _once(setup: _Setup, chooser: Chooser) -> Result:
             gc.collect()
         if frozen:
             gc.unfreeze()
+
+
+_known = 0
+"""How many objects the process had when they were last looked at."""
+
+_MANY = 200_000
+"""Objects: what some tens of runs leave whose failures were kept for a while."""
+
+
+def _freeze() -> None:
+    """Set aside all that is there: nothing of it may be finalized in the middle of a run; and a collection that looks at the
+    run's own objects alone takes no time, however large the process is.
+
+    What is set aside is not collected, run after run, even if it is garbage: so look at it when it has become much more.
+    """
+    global _known
+    gc.freeze()
+    if gc.get_freeze_count() > _known + _MANY:
+        gc.unfreeze()
+        gc.collect()
+        gc.freeze()
+        _known = gc.get_freeze_count()
 
 
 def _run(setup: _Setup, chooser: Chooser, loop: SimLoop) -> Result:
