@@ -97,6 +97,13 @@ async def test_a_section_sees_what_the_one_before_it_did(space: RedisNamespace) 
     assert {entry.key: entry.value async for entry in m.scan()} == {"k": b"2", "l": b"4"}
 
 
+async def test_an_event_without_a_stamp_does_not_end_its_section(space: RedisNamespace) -> None:
+    await space.stream("s").create()
+    done = await space.commit([Append("s", NewEvent("e", b"")), *(SetKey("m", f"k{n}", b"") for n in range(20))])
+    assert len(done.results) == 21
+    assert len(await space.map("m").get_many([f"k{n}" for n in range(20)])) == 20
+
+
 async def test_a_foreign_key_in_one_section_is_told_to_its_caller_alone(server: Server, space: RedisNamespace) -> None:
     command(server.port, "HSET", MapKeys.of(scope_of(space.name), "theirs").data, "", "foreign")
     ops = [

@@ -236,7 +236,8 @@ class Batch:
             check_name("a topic", event.topic, space.capabilities)
         check_value(event.payload, space.capabilities)
         pair = space.pair("stream", name)
-        self._op("a", pair, event.name, event.topic, as_text(event.payload), stamp, int(optional), int(create))
+        stamped = "" if stamp is None else stamp
+        self._op("a", pair, event.name, event.topic, as_text(event.payload), stamped, int(optional), int(create))
         self._grows = self._writes = True
         self.size += len(event.payload)
 

@@ -289,7 +289,7 @@ local function decide(index)
     if topic ~= '' then
       fields[5], fields[6] = 't', topic
     end
-    if stamp then
+    if stamp ~= '' then
       fields[#fields + 1] = 's'
       fields[#fields + 1] = format('%.0f', stamps[stamp] or 0)
     end
