@@ -48,7 +48,7 @@ Exit codes:
     1  done, and what was looked for is bad: a lost job, a violation, a dangerous setting
     2  wrong argument, URL, key, option or handler: nothing was sent
     3  the backend cannot be reached or refuses: calling again later is safe
-    4  no such job
+    4  no such job, or it is gone: none is left, but it may have run
     5  a job with this key exists already
     6  the handler's own code failed
     7  not started: no worker took it in time, or too many wait; calling again is safe

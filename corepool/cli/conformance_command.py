@@ -41,6 +41,9 @@ def conformance(
     ] = None,
     select: Annotated[str, typer.Option("-k", help="Only tests whose name matches, as pytest's -k.")] = "",
     seed: Annotated[int | None, typer.Option(help="Of all random choices; a new one unless given.")] = None,
+    budget: Annotated[
+        float, typer.Option(min=1.0, metavar="SECONDS", help="How long the pool layer tries plans.")
+    ] = 30.0,
     as_json: JsonOption = False,
 ) -> None:
     """
@@ -54,6 +57,7 @@ def conformance(
       corepool conformance memory://
       corepool conformance redis://localhost:6379/0 --json > result.json
       corepool conformance nats://localhost -k watch
+      corepool conformance redis://localhost:6379/0 -k plans --budget 600
     """
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:
@@ -75,6 +79,7 @@ def conformance(
         ]  # corepool is imported already: by this command
         arguments += [f"--corepool-known-failures={known_failures.resolve()}"] if known_failures else []
         arguments += ["-k", select] if select else []
+        arguments += [f"--corepool-budget={budget:g}"]
         arguments += [f"--corepool-seed={seed}"] if seed is not None else []
         code = _run(arguments, sys.stderr if as_json else sys.stdout)
         if as_json and report.exists():

@@ -63,7 +63,8 @@ def dispatch(
     """
     Start a job; returns when a worker has started it.
 
-    If no worker takes it within the timeout the command exits with 7, and the job was certainly not started.
+    If no worker takes it within the timeout the command exits with 7, and the job was certainly not started. A start that
+    takes longer than the timeout is stopped: then it exits with 4, and no job is left.
 
     \b
     Examples:

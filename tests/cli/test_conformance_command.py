@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,17 @@ def test_a_sound_backend_exits_with_0_and_json_is_all_there_is(tmp_path: Path) -
     assert report["seed"] == 7
     assert report["targets"][0]["tests"]
     assert "passed" in done.stderr
+
+
+def test_the_budget_bounds_the_pool_layer(tmp_path: Path) -> None:
+    done = run(tmp_path, "memory://", "-k", "plans", "--budget", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    seconds = re.search(r"1 passed.* in ([0-9.]+)s", done.stdout)
+    assert seconds is not None, done.stdout
+    assert 2 <= float(seconds[1]) < 15
+    refused = run(tmp_path, "memory://", "--budget", "0")
+    assert refused.returncode == 2
+    assert "--budget" in refused.stderr
 
 
 def test_a_selection_without_tests_is_no_success(tmp_path: Path) -> None:

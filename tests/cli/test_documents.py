@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 import pytest
 
+import corepool.errors
 from corepool.cli.app import app
 from corepool.cli.exits import Exit
 from corepool.pool import NodeOptions
@@ -91,6 +92,12 @@ def test_the_options_of_a_node_are_documented_with_their_defaults() -> None:
                 assert float(said) == value, option
             case _:
                 assert type(value).__name__.lower() == said, option
+
+
+def test_every_error_is_documented() -> None:
+    document = (ROOT / "docs/index.md").read_text()
+    named = [name for name in corepool.errors.__all__ if name != "CorepoolError"]
+    assert not [name for name in named if f"`{name}`" not in document]
 
 
 def test_every_command_is_documented() -> None:
