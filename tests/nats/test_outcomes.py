@@ -212,15 +212,15 @@ async def test_closing_does_not_trust_a_cancellation_to_arrive(
     """nats-py's connect may swallow a cancellation on Python 3.11 and connect all the same."""
     backend = await open_nats(relay)
     connecting = asyncio.Event()
-    original = link_module._Client.connect
+    original = link_module.Wire.connect
 
-    async def swallowing(self: link_module._Client, **options: object) -> None:
+    async def swallowing(self: link_module.Wire, **options: object) -> None:
         connecting.set()
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(1)
         await original(self, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(link_module._Client, "connect", swallowing)
+    monkeypatch.setattr(link_module.Wire, "connect", swallowing)
     relay.cut()
     await connecting.wait()
     async with asyncio.timeout(5):

@@ -168,7 +168,18 @@ class Client:
         Raises:
             BackendUnavailable
         """
-        subject = f"{self.api_prefix}.DIRECT.GET.{asset}"
+        return await self._direct(f"{self.api_prefix}.DIRECT.GET.{asset}", body, deadline, many=True)
+
+    async def direct_one(self, asset: str, subject: str, deadline: float) -> Message | None:
+        """Read the newest message of one subject; a message with a status if it has none. None: as of `direct`.
+
+        Raises:
+            BackendUnavailable
+        """
+        found = await self._direct(f"{self.api_prefix}.DIRECT.GET.{asset}.{subject}", _BODY, deadline, many=False)
+        return found[0] if found is not None else None
+
+    async def _direct(self, subject: str, body: bytes, deadline: float, *, many: bool) -> list[Message] | None:
         while True:
             link = await self.link(deadline)
             remaining = deadline - time.monotonic()
@@ -176,7 +187,7 @@ class Client:
                 raise BackendUnavailable("a read got no answer")
             try:
                 async with self._gate:
-                    call = await link.begin(subject, body, timeout=min(remaining, self.patience), many=True)
+                    call = await link.begin(subject, body, timeout=min(remaining, self.patience), many=many)
                     return await call.replies()
             except Denied as error:
                 raise BackendUnavailable(_denied_text(error)) from None

@@ -10,6 +10,11 @@ change of leader could lose an earlier write and keep a later one, so there each
 Reads, appends (which may refuse) and acknowledgements (which must not overtake) always wait; neighbouring reads, and
 neighbouring acknowledgements, go together.
 
+**What is looked up ahead.** What later operations must know before they can be sent is read beside the first ones: the
+registries for acknowledgements (sinks need them as of the beginning of the call), and into the cache the entries that
+removals and conditional writes name (their guards find out whether they still stand). An absence seen early counts for
+nothing: it is looked for again.
+
 Invariants: the results are of a prefix; when anything was applied, a failure is `OutcomeUnknown`.
 Neighbours: :mod:`corepool_nats.namespace` holds the parts; the single operations are those of writes, streams and sinks.
 """
@@ -18,7 +23,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from corepool.driver import (
     Ack,
@@ -39,7 +44,9 @@ from corepool.driver import (
     check_value,
 )
 from corepool.errors import BackendUnavailable, InvalidOptionError, OutcomeUnknown, PayloadTooLarge
-from corepool_nats.names import MapSubjects
+from corepool_nats.names import MapSubjects, StreamSubjects
+from corepool_nats.receipts import read_receipt
+from corepool_nats.registry import Known
 from corepool_nats.sink import acknowledge
 from corepool_nats.streams import check_event
 
@@ -102,6 +109,8 @@ class _Run:
         self._results: list[OpResult] = []
         self._looking: dict[int, asyncio.Task[Commit]] = {}
         """What unconditional writes replaced: being read."""
+        self._warming: asyncio.Task[object] | None = None
+        self._registries: dict[StreamSubjects, asyncio.Task[Known]] = {}
         self.applied = False
 
     async def run(self) -> CommitResult:
@@ -110,9 +119,13 @@ class _Run:
             together = asset.replicas == 1
         else:
             together = False
+        if len(self._ops) > 1:
+            self._look_ahead()
         stopped: int | None = None
         while stopped is None and (at := len(self._results)) < len(self._ops):
             op = self._ops[at]
+            if at and self._warming is not None and isinstance(op, SetKey | DeleteKey):
+                await asyncio.wait([self._warming])
             match op:
                 case DeleteKey(when=When(revision=None)) if together:
                     await self._delete(at)
@@ -127,7 +140,7 @@ class _Run:
                 case Ack():
                     acks = self._like(at, Ack)
                     receipts = [cast("Ack", each).receipt for each in acks]
-                    self._results += await acknowledge(self._space, receipts, self._deadline)
+                    self._results += await acknowledge(self._space, receipts, self._deadline, self._registries)
                     self.applied = True
             last = len(self._results) - 1
             if self._stops(self._ops[last], self._results[last]):
@@ -137,10 +150,39 @@ class _Run:
         return CommitResult(tuple(self._results), stopped)
 
     async def put_away(self) -> None:
-        for task in self._looking.values():
-            task.cancel()
-        if self._looking:
-            await asyncio.wait(self._looking.values())
+        tasks: list[asyncio.Task[Any]] = [*self._looking.values(), *self._registries.values()]
+        if self._warming is not None:
+            tasks.append(self._warming)
+        for task in tasks:
+            if not task.done():
+                task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for task in tasks:
+            if not task.cancelled():
+                task.exception()  # whoever needed it has asked
+
+    def _look_ahead(self) -> None:
+        """Begin to read what operations after the first will need."""
+        first, *later = self._ops
+        places: dict[str, MapSubjects] = {}
+        for op in later:
+            if isinstance(op, DeleteKey) or (isinstance(op, SetKey) and op.when.revision):
+                m = self._space.space.map(op.map)
+                subject = m.key(op.key)
+                known = self._space.cache.get(m, subject)
+                if known is None or known.value is None or op.when.revision not in (None, known.sequence):
+                    places[subject] = m
+            elif isinstance(op, Ack):
+                receipt = read_receipt(self._space.space, op.receipt)
+                if receipt is not None and not isinstance(first, Ack) and receipt.subjects not in self._registries:
+                    self._registries[receipt.subjects] = asyncio.create_task(
+                        self._space.registries.load(receipt.subjects, self._deadline), name="corepool-nats-ahead"
+                    )
+        if places and not isinstance(first, DeleteKey):  # neighbouring removals read all of theirs together
+            self._warming = asyncio.create_task(
+                self._space.writes.look_at(places, self._deadline), name="corepool-nats-ahead"
+            )
 
     def _like(self, at: int, kind: type[Op]) -> list[Op]:
         """The operation and its followers of the same kind."""
@@ -187,7 +229,8 @@ class _Run:
             self._took(commit)
 
     async def _delete(self, at: int) -> None:
-        """Remove neighbouring keys unconditionally: read all of them at once, then remove what is there, in order."""
+        """Remove neighbouring keys unconditionally: read those at once that are not known, then remove what is there, in
+        order."""
         ops: list[DeleteKey] = []
         places: dict[str, MapSubjects] = {}
         for op in self._ops[at:]:
@@ -198,7 +241,7 @@ class _Run:
                 break
             places[subjects.key(op.key)] = subjects
             ops.append(op)
-        known = await self._space.writes.look_at(places, self._deadline)
+        known = await self._space.writes.known_at(places, self._deadline)
         tasks = [
             asyncio.create_task(
                 self._space.writes.remove(subjects, op.key, *known[subject], self._deadline),

@@ -142,12 +142,12 @@ class Feed:
             self._reason = reason
             self._lost.set()
 
-    async def _take(self, message: Message) -> None:
+    def _take(self, message: Message) -> None:
         self._heard = asyncio.get_running_loop().time()
         if self._lost.is_set():
             return
         if message.status:
-            await self._control(message)
+            self._control(message)
             return
         try:
             record = from_push(message)
@@ -159,11 +159,11 @@ class Feed:
             self._handler(record)
         except FeedLost as error:
             self._end(str(error))
-        except Exception as error:  # a handler's fault must end this feed, not nats-py's subscription
+        except Exception as error:  # a handler's fault must end this feed, which else would miss a record
             log.exception("a record of %s could not be taken", self._asset)
             self._end(f"{type(error).__name__}: {error}")
 
-    async def _control(self, message: Message) -> None:
+    def _control(self, message: Message) -> None:
         if message.status != "100":
             self._end(f"the server ended the consumer: {message.status} {message.headers.get('Description', '')}")
             return
@@ -174,6 +174,6 @@ class Feed:
         answer = message.reply or message.headers.get("Nats-Consumer-Stalled")
         if answer:
             try:
-                await self._link.send(answer, b"")
+                self._link.post(answer, b"")
             except LinkError as error:
                 self._end(str(error))

@@ -1,6 +1,6 @@
 """One connection to one server, from its handshake to its end.
 
-Purpose: the only module that touches ``nats-py``, used in the way its measured pitfalls demand.
+Purpose: connect with ``nats-py``, used in the way its measured pitfalls demand, and give requests their replies.
 Invariants:
 
 - A link never reconnects. When it ends, every request that waits on it ends at once, and what it had not yet written is
@@ -10,35 +10,33 @@ Invariants:
 - Cancelling a request leaves the link as it was: its reply is dropped when it comes. No ``flush`` and no ``wait_for`` is used
   (a cancelled flush kills nats-py's read loop; ``wait_for`` swallows cancellations on Python 3.11).
 - A link that goes silent is killed by its keeper, half-open sockets and dead read loops included.
-- With ``tls://`` and ``wss://`` no credential is sent before the connection is encrypted.
 
-Neighbours: :mod:`corepool_nats.client` opens links one after the other and gives meaning to the outcomes.
+Neighbours: :mod:`corepool_nats.wire` below; :mod:`corepool_nats.client` opens links one after the other and gives meaning to
+the outcomes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import re
 import secrets
 import ssl
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, TypeAlias, cast
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, cast
 
-import attrs
-from nats.aio.client import Client as _NatsClient
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 
 from corepool_nats.url import Settings
+from corepool_nats.wire import Message, Receiver, Wire, command
 
 __all__ = ["Call", "Denied", "Link", "LinkError", "Message", "NoResponders", "NotSent", "ReplyLost"]
 
 log = logging.getLogger("corepool.nats")
 
 _MAX_SUBJECT = 3600  # of the 4,096 bytes of a control line; reply inbox, sizes and verb take the rest
+_SWEEP = 0.05
+"""Seconds by which a call may outlive its time."""
 _VIOLATION = re.compile(r"permissions violation for (?P<what>publish|subscription) to \"(?P<subject>[^\"]+)")
 
 
@@ -62,58 +60,6 @@ class Denied(LinkError):
     """The server refuses this user the subject. The message reached nobody."""
 
 
-@attrs.frozen(slots=True)
-class Message:
-    """What arrived: on a subscription, or as a reply."""
-
-    subject: str
-    reply: str
-    data: bytes
-    headers: Mapping[str, str]
-
-    @property
-    def status(self) -> str:
-        """The status of a control message ("100", "404", "503", …); empty for data."""
-        return self.headers.get("Status", "")
-
-
-Receiver: TypeAlias = Callable[[Message], Awaitable[None]]
-_NONE: Mapping[str, str] = {}
-
-
-class _Client(_NatsClient):
-    """nats-py's client, refusing to say who it is over a connection that should be encrypted and is not."""
-
-    insist_on_tls = False
-
-    def _connect_command(self) -> bytes:
-        info: Mapping[str, Any] = self._server_info
-        server = self._current_server
-        if self.insist_on_tls and server is not None and server.uri.scheme == "tls":
-            encrypted = bool(info.get("tls_required")) or bool(self.options.get("tls_handshake_first"))
-            if not encrypted:
-                raise NatsError(
-                    "the URL asks for TLS (tls://) and the server does not offer it; nothing was sent to it"
-                )
-        return super()._connect_command()
-
-    @property
-    def info(self) -> Mapping[str, Any]:
-        """What the server said of itself; nats-py keeps it to itself."""
-        return dict(cast("Mapping[str, Any]", self._server_info))
-
-    @property
-    def transport(self) -> Any:
-        """The socket's wrapper. nats-py's own close waits for unsent bytes: for ever, on a half-open connection."""
-        return self._transport
-
-    async def listen(self, subject: str, receiver: Callable[[Msg], Awaitable[None]]) -> Subscription:
-        """Subscribe without limits: nats-py would drop what is over them without a word."""
-        untyped: Any = self
-        subscription = await untyped.subscribe(subject, cb=receiver, pending_msgs_limit=0, pending_bytes_limit=0)
-        return cast("Subscription", subscription)
-
-
 def _check_cancelled() -> None:
     """nats-py's ``connect`` waits with ``wait_for``, which on Python 3.11 may swallow a cancellation.
 
@@ -135,21 +81,19 @@ def _tls_context(settings: Settings) -> ssl.SSLContext:
 class Call:
     """A request that was sent. Await `replies` once."""
 
-    __slots__ = ("_future", "_link", "_many", "_parts", "_timer", "_token", "subject")
+    __slots__ = ("_future", "_link", "_many", "_parts", "_timeout", "_token", "due", "subject")
 
-    def __init__(self, link: Link, token: str, subject: str, future: asyncio.Future[None], many: bool) -> None:
+    def __init__(
+        self, link: Link, token: str, subject: str, future: asyncio.Future[None], many: bool, timeout: float, now: float
+    ) -> None:
         self._link = link
         self._token = token
         self._future = future
         self._many = many
         self._parts: list[Message] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._timeout = timeout
+        self.due = now + timeout
         self.subject = subject
-
-    def limit(self, timeout: float) -> None:
-        """Give up after so many seconds."""
-        error = ReplyLost(f"no reply within {timeout:.1f} s")
-        self._timer = asyncio.get_running_loop().call_later(max(timeout, 0.001), self.fail, error)
 
     def take(self, message: Message) -> None:
         self._parts.append(message)
@@ -161,10 +105,12 @@ class Call:
             self._future.set_exception(error)
             self._future.exception()  # nobody may be waiting any more: that is no error
 
+    def expire(self) -> None:
+        """Give up."""
+        self.fail(ReplyLost(f"no reply within {self._timeout:.1f} s"))
+
     def drop(self) -> None:
         """Nobody will ask for the answer."""
-        if self._timer is not None:
-            self._timer.cancel()
         self._link.forget(self._token)
 
     async def replies(self) -> list[Message]:
@@ -191,13 +137,16 @@ class Link:
         self.reason = "not opened"
         self.info: Mapping[str, Any] = {}
         self._settings = settings
-        self._nc = _Client()
+        self.max_payload = 1 << 20
+        self._nc = Wire()
         self._nc.insist_on_tls = settings.secure
+        self._nc.web = settings.scheme in ("ws", "wss")
         self._calls: dict[str, Call] = {}
         self._inbox = f"{settings.inbox_prefix}.{secrets.token_hex(11)}"
         self._count = 0
         self._received = 0
         self._open = False
+        self._sweeper: asyncio.TimerHandle | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._errors: list[str] = []
@@ -239,7 +188,8 @@ class Link:
             async with asyncio.timeout(settings.connect_timeout):
                 await self._nc.connect(**options)
                 _check_cancelled()
-                await self._nc.listen(f"{self._inbox}.*", self._on_reply)
+                await self._nc.tap()
+                self._nc.listen(f"{self._inbox}.*", self._on_reply)
         except TimeoutError:
             self._fail(f"no answer within {settings.connect_timeout:g} s")
             raise LinkError(self.reason) from None
@@ -250,6 +200,7 @@ class Link:
             self._fail(self._errors[-1] if self._errors else self._describe(error))
             raise LinkError(self.reason) from None
         self.info = self._nc.info
+        self.max_payload = int(self.info.get("max_payload", self.max_payload))
         self._open = True
         self.reason = ""
         self._keeper = asyncio.create_task(self._keep(), name="corepool-nats-keeper")
@@ -273,6 +224,8 @@ class Link:
         for call in self._calls.values():
             call.fail(ReplyLost(f"the connection ended: {reason}"))
         self._calls.clear()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         self._closing = asyncio.create_task(self._dismantle(), name="corepool-nats-close")
 
     async def _dismantle(self) -> None:
@@ -338,29 +291,29 @@ class Link:
 
     # --- use ---------------------------------------------------------------------------------------------------------
 
-    @property
-    def max_payload(self) -> int:
-        return int(self.info.get("max_payload", 1 << 20))
-
     async def send(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
-        """Hand a message to the connection. Does not suspend.
+        """`post`, for those who await."""
+        self.post(subject, data, headers, reply)
+
+    def post(self, subject: str, data: bytes, headers: Mapping[str, str] | None = None, reply: str = "") -> None:
+        """Hand a message to the connection.
 
         Raises:
             NotSent: the link has ended, or the message is over the server's limits.
         """
         if not self._open:
             raise NotSent(f"no connection: {self.reason}")
-        size = len(data) + (sum(len(k) + len(v) + 4 for k, v in headers.items()) + 12 if headers else 0)
-        if size > self.max_payload:
-            raise NotSent(f"a message of {size} bytes is over the server's max_payload of {self.max_payload}")
         if len(subject) > _MAX_SUBJECT:
             raise NotSent(f"a subject of {len(subject)} bytes is over what a server takes")
-        try:
-            await self._nc.publish(subject, data, reply=reply, headers=dict(headers) if headers else None)
-        except (NatsError, OSError) as error:
-            if not self._nc.is_connected:  # it has ended, and nats-py has not come round to saying so
-                self._fail(self._describe(self._nc.last_error or error))
-            raise NotSent(self._describe(error)) from None
+        if not self._nc.is_connected:  # it has ended, and nats-py has not come round to saying so
+            error = self._nc.last_error
+            self._fail(self._describe(error) if error is not None else "the server closed the connection")
+            raise NotSent(f"no connection: {self.reason}")
+        whole, size = command(subject, reply, headers, data)
+        if size > self.max_payload:
+            raise NotSent(f"a message of {size} bytes is over the server's max_payload of {self.max_payload}")
+        self._nc.stats["out_msgs"] += 1
+        self._nc.write(whole)
 
     async def begin(
         self, subject: str, data: bytes, headers: Mapping[str, str] | None = None, *, timeout: float, many: bool = False
@@ -374,11 +327,22 @@ class Link:
         """
         self._count += 1
         token = format(self._count, "x")
-        call = Call(self, token, subject, asyncio.get_running_loop().create_future(), many)
-        await self.send(subject, data, headers, reply=f"{self._inbox}.{token}")
+        loop = asyncio.get_running_loop()
+        call = Call(self, token, subject, loop.create_future(), many, timeout, loop.time())
+        self.post(subject, data, headers, f"{self._inbox}.{token}")
         self._calls[token] = call
-        call.limit(timeout)
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(_SWEEP, self._sweep)
         return call
+
+    def _sweep(self) -> None:
+        """End the calls whose time is up. One timer for all of them: one for each would cost more than its message."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for call in list(self._calls.values()):
+            if call.due <= now:
+                call.expire()
+        self._sweeper = loop.call_later(_SWEEP, self._sweep) if self._calls else None
 
     async def request(
         self, subject: str, data: bytes, headers: Mapping[str, str] | None = None, *, timeout: float
@@ -394,18 +358,18 @@ class Link:
         """Drop a call; its reply, should it come, is nobody's."""
         self._calls.pop(token, None)
 
-    async def _on_reply(self, message: Msg) -> None:
+    def _on_reply(self, message: Message) -> None:
         self._received += 1
         call = self._calls.get(message.subject.rpartition(".")[2])
         if call is not None:
-            call.take(Message(message.subject, message.reply, message.data, message.headers or _NONE))
+            call.take(message)
 
     def new_inbox(self) -> str:
         """A subject that only this process listens to, outside the replies of `request`."""
         return f"{self._settings.inbox_prefix}.{secrets.token_hex(11)}"
 
     async def subscribe(self, subject: str, receiver: Receiver) -> Callable[[], Coroutine[Any, Any, None]]:
-        """Call ``receiver`` with each message, one after the other; returns how to end it.
+        """Call ``receiver`` with each message, one after the other; returns how to end it. It must not wait for anything.
 
         Messages are never dropped on this side: a receiver bounds what it holds, and flow control or the size of its pull
         requests bounds what the server sends.
@@ -416,18 +380,14 @@ class Link:
         if not self._open:
             raise NotSent(f"no connection: {self.reason}")
 
-        async def receive(message: Msg) -> None:
+        def receive(message: Message) -> Coroutine[Any, Any, None] | None:
             self._received += 1
-            await receiver(Message(message.subject, message.reply, message.data, message.headers or _NONE))
+            return receiver(message)
 
-        try:
-            subscription = await self._nc.listen(subject, receive)
-        except (NatsError, OSError) as error:
-            raise NotSent(self._describe(error)) from None
+        sid = self._nc.listen(subject, receive)
 
         async def stop() -> None:
-            with contextlib.suppress(NatsError):  # a link that ended took its subscriptions along
-                await subscription.unsubscribe()
+            self._nc.unlisten(sid)
 
         return stop
 

@@ -14,6 +14,7 @@ Neighbours: pure functions, used by everything here that names a subject.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 
@@ -28,6 +29,7 @@ _TOKEN = re.compile(rb"(?:[A-Za-z0-9_/-]|=[0-9A-F]{2})+")
 _LONGEST_ASSET = 160  # a server keeps assets as directories, whose names may take 255 bytes
 
 
+@functools.lru_cache(maxsize=8192)
 def encode(text: str) -> str:
     """One subject token for any text: letters, digits, ``_``, ``/`` and ``-`` as they are, other UTF-8 bytes as ``=HH``."""
     if not text:
@@ -35,6 +37,7 @@ def encode(text: str) -> str:
     return "".join(chr(byte) if byte in _KEEP else f"={byte:02X}" for byte in text.encode())
 
 
+@functools.lru_cache(maxsize=8192)
 def decode(token: str) -> str:
     """The text that `encode` made this token of.
 

@@ -20,7 +20,6 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import attrs
-import msgspec
 
 from corepool.errors import WireError
 from corepool_nats.link import Link, LinkError, Message
@@ -59,6 +58,8 @@ class Pull:
         self._subject = f"{prefix}.CONSUMER.MSG.NEXT.{asset}.{consumer}"
         self._heartbeat = min(heartbeat, EXPIRES / 3)
         self._stop: Callable[[], Coroutine[Any, Any, None]] | None = None
+        self._stops: tuple[asyncio.Event, ...] = ()
+        self._watching: asyncio.Task[None] | None = None
         self._inbox = link.new_inbox()
         self._number = 0
         self._due = 0
@@ -68,19 +69,31 @@ class Pull:
         self._lost: PullLost | None = None
         self._refused = False
 
-    async def open(self) -> None:
-        """Listen.
+    async def open(self, *stops: asyncio.Event) -> None:
+        """Listen. Once one of the events is set, nobody waits here any more.
 
         Raises:
             PullLost
         """
+        self._stops = stops
         try:
             self._stop = await self.link.subscribe(f"{self._inbox}.*", self._take)
         except LinkError as error:
             raise PullLost(str(error)) from None
+        self._watching = asyncio.create_task(self._watch(), name="corepool-nats-pull")
 
-    async def wait(self, most: int, stop: asyncio.Event, ended: asyncio.Event) -> None:
-        """Return once something has arrived, or one of the two events is set.
+    async def _watch(self) -> None:
+        """Wake whoever waits when an event is set or the link ends. One task for the life of the pull: `wait` needs none."""
+        waits = [asyncio.ensure_future(event.wait()) for event in (*self._stops, self.link.ended)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waits:
+                each.cancel()
+            self._progress.set()
+
+    async def wait(self, most: int) -> None:
+        """Return once something has arrived, or one of the events of `open` is set.
 
         most: how many messages to ask for, if a request has to be made.
 
@@ -88,55 +101,47 @@ class Pull:
             PullLost
         """
         loop = asyncio.get_running_loop()
-        watched = [asyncio.ensure_future(event.wait()) for event in (stop, ended, self.link.ended)]
-        try:
-            while not (self.arrived or stop.is_set() or ended.is_set()):
-                if self.link.ended.is_set():
-                    raise PullLost(f"the connection ended: {self.link.reason}")
-                if self._lost is not None:
-                    raise self._lost
-                if self._due == 0:
-                    if self._refused:  # an election, or too many others wait: not again at once
-                        self._refused = False
-                        await asyncio.sleep(0.05)
-                        continue
-                    await self._ask(most)
-                silent = loop.time() - self._heard
-                if silent > 2.5 * self._heartbeat:
-                    raise PullLost(f"nothing was heard for {silent:.1f} s")
-                self._progress.clear()
-                progress = asyncio.ensure_future(self._progress.wait())
-                watched.append(progress)
-                await asyncio.wait(
-                    watched, timeout=2.5 * self._heartbeat - silent + 0.01, return_when=asyncio.FIRST_COMPLETED
-                )
-                watched.remove(progress)
-                progress.cancel()
-        finally:
-            for task in watched:
-                task.cancel()
+        while not (self.arrived or any(stop.is_set() for stop in self._stops)):
+            if self.link.ended.is_set():
+                raise PullLost(f"the connection ended: {self.link.reason}")
+            if self._lost is not None:
+                raise self._lost
+            if self._due == 0:
+                if self._refused:  # an election, or too many others wait: not again at once
+                    self._refused = False
+                    await asyncio.sleep(0.05)
+                    continue
+                self._ask(most)
+            silent = loop.time() - self._heard
+            if silent > 2.5 * self._heartbeat:
+                raise PullLost(f"nothing was heard for {silent:.1f} s")
+            self._progress.clear()
+            alarm = loop.call_later(2.5 * self._heartbeat - silent + 0.01, self._progress.set)
+            try:
+                await self._progress.wait()
+            finally:
+                alarm.cancel()
 
-    async def _ask(self, most: int) -> None:
+    def _ask(self, most: int) -> None:
         self._number += 1
-        body = msgspec.json.encode(
-            {"batch": most, "expires": int(EXPIRES * 1e9), "idle_heartbeat": int(self._heartbeat * 1e9)}
-        )
+        body = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (most, EXPIRES * 1e9, self._heartbeat * 1e9)
         self._due = most
         self._heard = asyncio.get_running_loop().time()
         try:
-            await self.link.send(self._subject, body, reply=f"{self._inbox}.{self._number}")
+            self.link.post(self._subject, body, reply=f"{self._inbox}.{self._number}")
         except LinkError as error:
             raise PullLost(str(error)) from None
 
     async def close(self) -> None:
         """Stop listening: the server keeps what it would have sent. Never raises for a lost link."""
+        if self._watching is not None:
+            self._watching.cancel()
         if self._stop is not None:
             stop, self._stop = self._stop, None
             await stop()
 
-    async def _take(self, message: Message) -> None:
-        loop = asyncio.get_running_loop()
-        self._heard = loop.time()
+    def _take(self, message: Message) -> None:
+        self._heard = asyncio.get_running_loop().time()
         if message.status:
             if message.status != "100" and message.subject.endswith(f".{self._number}"):
                 self._over(message)

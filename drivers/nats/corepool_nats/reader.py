@@ -88,7 +88,7 @@ class NatsReading:
                     await unless(self._open(), self._closed, self._client.closed)
                 pull = self._pull
                 if pull is not None:
-                    await pull.wait(_BATCH, self._closed, self._client.closed)
+                    await pull.wait(_BATCH)
             except (PullLost, BackendUnavailable) as error:
                 log.info("a reading of %s begins again: %s", self._subjects.base, error)
                 await self._drop()
@@ -163,7 +163,7 @@ class NatsReading:
             raise PullLost(info_.error.description, gone=True)
         settings = self._client.settings
         pull = Pull(link, self._client.api_prefix, self._target.asset, name, settings.heartbeat * 2.5)
-        await pull.open()
+        await pull.open(self._closed, self._client.closed)
         self._pull, self._consumer, self._seen = pull, name, 0
 
     async def _drop(self) -> None:

@@ -10,7 +10,6 @@ Neighbours: maps, streams and commits read through `Reads`; watches and sinks ma
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -22,6 +21,7 @@ from corepool_nats import api
 from corepool_nats.assets import Assets
 from corepool_nats.client import Target
 from corepool_nats.link import Message
+from corepool_nats.waits import at_once
 
 __all__ = ["Reads", "Record", "from_direct", "from_push", "from_store"]
 
@@ -117,10 +117,10 @@ class Reads:
         asset = await self._assets.get(target, deadline)
         found: dict[str, Record] = {}
         for at in range(0, len(wanted), self._AT_ONCE):
-            part = wanted[at : at + self._AT_ONCE]
+            part = wanted[at : at + self._AT_ONCE] if len(wanted) > self._AT_ONCE else wanted
             if asset.replicas == 1 and await self._directly(target, part, deadline, up_to, found):
                 continue
-            records = await asyncio.gather(*(self.one(target, {"last_by_subj": subject}, deadline) for subject in part))
+            records = await at_once([self.one(target, {"last_by_subj": subject}, deadline) for subject in part])
             found.update((record.subject, record) for record in records if record is not None)
         return found
 
@@ -129,6 +129,18 @@ class Reads:
     ) -> bool:
         """Add what is found; False: this stream cannot be read directly."""
         remaining = list(subjects)
+        if len(remaining) == 1 and up_to is None:
+            message = await self._client.direct_one(target.asset, remaining[0], deadline)
+            if message is None:
+                return False
+            if message.status:
+                if message.status != "404":
+                    raise BackendUnavailable(
+                        f"a read was refused: {message.status} {message.headers.get('Description', '')}"
+                    )
+                return True
+            found[remaining[0]] = from_direct(message)
+            return True
         while remaining:
             body: dict[str, object] = {"multi_last": remaining}
             if up_to is not None:

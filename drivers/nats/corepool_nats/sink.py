@@ -17,8 +17,9 @@ Neighbours: joined through :mod:`corepool_nats.streams`; receipts are also honou
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -33,7 +34,7 @@ from corepool_nats.pull import Arrived, Pull, PullLost
 from corepool_nats.reader import start_of
 from corepool_nats.receipts import Receipt, make_receipt, read_receipt
 from corepool_nats.registry import Known, Registry, SinkSpec
-from corepool_nats.waits import unless
+from corepool_nats.waits import at_once, unless
 
 if TYPE_CHECKING:
     from corepool_nats.namespace import NatsNamespace
@@ -147,7 +148,7 @@ class NatsSink:
                         await unless(self._open(), self._closed, self._client.closed)
                     pull = self._pull
                     if pull is not None:
-                        await pull.wait(max_events, self._closed, self._client.closed)
+                        await pull.wait(max_events)
                 except PullLost as error:
                     log.info("the sink %s of %s begins again: %s", self._name, self._stream, error)
                     await self._drop()
@@ -208,7 +209,7 @@ class NatsSink:
         name = self._subjects.consumer(self._name, self._life)
         heartbeat = self._client.settings.heartbeat * 2.5
         pull = Pull(link, self._client.api_prefix, self._target.asset, name, heartbeat)
-        await pull.open()
+        await pull.open(self._closed, self._client.closed)
         self._pull = pull
 
     async def _rest(self) -> None:
@@ -272,18 +273,30 @@ def _is_current(receipt: Receipt, known: Known) -> bool:
     return registry is not None and registry.exists and registry.life == receipt.life and receipt.sink in registry.sinks
 
 
-async def acknowledge(space: NatsNamespace, texts: Sequence[str], deadline: float) -> list[bool]:
+async def acknowledge(
+    space: NatsNamespace,
+    texts: Sequence[str],
+    deadline: float,
+    ahead: Mapping[StreamSubjects, Awaitable[Known]] | None = None,
+) -> list[bool]:
     """Acknowledge deliveries; False for each receipt that is not, or no longer, valid.
+
+    ahead: registries that are being read, since the caller's own call began.
 
     Raises:
         BackendUnavailable, OutcomeUnknown
     """
     receipts = [read_receipt(space.space, text) for text in texts]
-    streams = {receipt.subjects for receipt in receipts if receipt is not None}
-    # Read now, not from memory: a sink that joined before this call must be known.
-    known = dict(
-        zip(streams, await asyncio.gather(*(space.registries.load(each, deadline) for each in streams)), strict=True)
-    )
+    streams = list({receipt.subjects for receipt in receipts if receipt is not None})
+
+    async def load(subjects: StreamSubjects) -> Known:
+        """Now, not from memory: a sink that joined before this call must be known."""
+        if ahead is not None and subjects in ahead:
+            with contextlib.suppress(BackendUnavailable):
+                return await ahead[subjects]
+        return await space.registries.load(subjects, deadline)
+
+    known = dict(zip(streams, await at_once([load(each) for each in streams]), strict=True))
 
     async def one(receipt: Receipt | None) -> bool:
         if receipt is None:
@@ -295,12 +308,12 @@ async def acknowledge(space: NatsNamespace, texts: Sequence[str], deadline: floa
             return await space.remove_event(receipt.sequence, deadline)
         return await _answer(space, receipt, b"+ACK", deadline)
 
-    done = await asyncio.gather(*(one(receipt) for receipt in receipts))
+    done = await at_once([one(receipt) for receipt in receipts])
     for subjects in streams:
         registry = known[subjects].registry
         if registry is not None and registry.kind == "work" and len(registry.sinks) > 1:
             await space.trim(subjects, registry, deadline)
-    return list(done)
+    return done
 
 
 async def _answer(space: NatsNamespace, receipt: Receipt, answer: bytes, deadline: float) -> bool:

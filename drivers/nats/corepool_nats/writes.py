@@ -73,6 +73,8 @@ class Writes:
         self._reads = reads
         self._cache = cache
         self._janitor = janitor
+        self._wrong: set[str] = set()
+        """Maps whose key was taken for new, the last time, and was not."""
 
     async def write(
         self, m: MapSubjects, key: str, value: bytes | None, when: When, deadline: float, *, once: bool = False
@@ -132,6 +134,15 @@ class Writes:
                 self._cache.put(subject, held.settled(marker))
             seen[subject] = held, marker
         return seen
+
+    async def known_at(self, places: Mapping[str, MapSubjects], deadline: float) -> dict[str, tuple[Held | None, int]]:
+        """What is known of several keys, as far as a guarded removal may begin with it; the others are looked at."""
+        held = {subject: self._cache.get(m, subject) for subject, m in places.items()}
+        known: dict[str, tuple[Held | None, int]] = {
+            subject: (each, 0) for subject, each in held.items() if each is not None and each.value is not None
+        }
+        rest = {subject: m for subject, m in places.items() if subject not in known}
+        return known | await self.look_at(rest, deadline) if rest else known
 
     # --- the three conditions ----------------------------------------------------------------------------------------
 
@@ -247,18 +258,24 @@ class Writes:
     async def _first(
         self, m: MapSubjects, subject: str, value: bytes, deadline: float
     ) -> Commit | tuple[Held | None, int]:
-        """A key we know nothing of: guess that it is new, and read it in the same round trip in case it is not."""
-        looking = asyncio.create_task(self.look(m, subject, deadline))
+        """A key we know nothing of: guess that it is new. In a map where that was wrong the last time, the key is read in the
+        same round trip: where it was right a read for nothing would cost more than it saves."""
+        looking = asyncio.create_task(self.look(m, subject, deadline)) if m.base in self._wrong else None
         try:
             stored = await self._store(subject, value, 0, None, deadline)
+            self._wrong.discard(m.base)
             return Commit(True, stored.sequence, None)
         except Refused:
-            return await looking
+            if len(self._wrong) > 4096:
+                self._wrong.clear()
+            self._wrong.add(m.base)
+            return await (looking or self.look(m, subject, deadline))
         finally:
-            if looking.cancel():
-                await asyncio.wait([looking])
-            elif not looking.cancelled():
-                looking.exception()
+            if looking is not None:
+                if looking.cancel():
+                    await asyncio.wait([looking])
+                elif not looking.cancelled():
+                    looking.exception()
 
     async def send(self, subject: str, value: bytes | None, deadline: float, sent: asyncio.Event) -> int:
         """Write whatever stands there, once; returns the sequence. See `followed`.
