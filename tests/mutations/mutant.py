@@ -22,6 +22,8 @@ from tests.chaos.exploring import BUDGETS, KINDS, SCENARIOS
 
 __all__ = ["Change", "Mutant", "Where", "changed"]
 
+_CHECKED_BY = re.compile("^(after every step|InvariantViolated|HistoryViolation|AssertionError): ")
+
 
 @attrs.frozen
 class Where:
@@ -45,7 +47,7 @@ class Mutant:
     """A safeguard, and what is there instead.
 
     rule: of DESIGN 4, or the safeguard's name. breaks: what goes wrong without it.
-    caught: how the violation is named (a regular expression).
+    caught: how the violation's own text begins (a regular expression): the number of the invariant, and what it says.
     scenario: one of tests/chaos, by name, or a small one of its own, which runs without faults.
     known: where it was caught last, to look first: code that moves makes it stale, not wrong.
     """
@@ -83,8 +85,13 @@ class Mutant:
             )
 
     def names(self, result: Result) -> bool:
-        """Whether a run failed, and for the reason that the safeguard is there for."""
-        return result.violation is not None and re.search(self.caught, result.violation.text) is not None
+        """Whether a check ended the run, and said what the safeguard is there for. A crash, a deadlock, a budget that is used
+        up or a condition that does not come true in time are no such thing, whatever words their reports hold."""
+        found = result.violation
+        if found is None or not isinstance(found.error, AssertionError):
+            return False
+        said = _CHECKED_BY.sub("", found.text.partition("\n")[0], count=1)
+        return re.match(self.caught, said) is not None
 
 
 def changed(owner: Any, name: str, make: Callable[[Any], Any]) -> Change:

@@ -12,7 +12,7 @@ from typing import Any
 from corepool import Job, JobStartError
 from corepool.errors import BackendUnavailable, CorepoolError
 from corepool.pool.store import INBOX
-from corepool.pool.wire import JobState
+from corepool.pool.wire import JobState, NotifyEvent, event
 from corepool.testing import Cluster, ClusterNode, NotInTime
 from corepool.testing.atrest import AtRest
 from corepool.testing.rules import StoreRules
@@ -20,12 +20,14 @@ from tests.scenarios.looking import FOUND, POOL, QUICK, TTL, Keeper, Store, gath
 from tests.scenarios.wiretap import Match, Request, Wiretap, appends, both, cleanup_lock, from_, writes_job
 
 __all__ = [
+    "answered_late",
     "asleep_while_claiming",
     "asleep_with_the_lock",
     "failing_at_once",
     "late_after_the_burial",
     "leaving_alone",
     "leaving_slowly",
+    "notified_when_failed",
     "notified_while_dead",
     "overlooked",
     "two_rings",
@@ -192,6 +194,28 @@ async def waiting_when_cut_off(cluster: Cluster) -> None:
     await Store(cluster).tidy()
 
 
+async def answered_late(cluster: Cluster) -> None:
+    """R8. A worker is cut off just after it has renewed, and hears of it late: its lease counts from when it asked."""
+    tap = Wiretap(cluster)
+    pool = await _pool(cluster, 3)
+    [key] = keys_of(pool[0], 1)
+    await pool[1].dispatch_job(key)
+
+    def renews(request: Request) -> bool:
+        maps = ("worker_keep_alive.", "node_keep_alive.")
+        return any(request.calls("apply", name) or any(request.sets(name)) for name in maps)
+
+    renewed = tap.hold_answer(both(from_(pool[0].name), renews))
+    await asyncio.wait_for(renewed.reached(), TTL)
+    await cluster.sleep(0.01 * TTL)
+    await cluster.partition(pool[0])
+    await cluster.sleep(0.35 * TTL)  # a little longer, and it would give up waiting for it
+    renewed.open()
+    await cluster.eventually(lambda: cluster.running(key) not in ([], [pool[0]]), within=FOUND + TTL)
+    await cluster.heal(pool[0])
+    await Store(cluster).tidy()
+
+
 async def leaving_alone(cluster: Cluster) -> None:
     """The store is not there for a moment when a worker leaves; its node is the only one."""
     tap = Wiretap(cluster)
@@ -217,6 +241,26 @@ async def late_after_the_burial(cluster: Cluster) -> None:
     server.streams(POOL).create(f"worker:{dead}.1", INBOX)
     server.maps(POOL).set(f"owned@{dead}.1", "k0", b"j")
     await _at_rest(cluster, DIED_TOO)
+
+
+async def notified_when_failed(cluster: Cluster) -> None:
+    """A notification waits in the queue. Until it is routed the next owner could not start the job, and it is FAILED."""
+    pool = await _pool(cluster, 2, max_start_attempts=1)
+    [key] = keys_of(pool[0], 1)
+    await pool[1].dispatch_job(key)
+
+    async def fail(job: Job) -> None:
+        raise ValueError(job.key)
+
+    keeper(pool[1]).on_start = fail
+    await pool[0].close()
+    store = Store(cluster)
+    await cluster.eventually(lambda: (record := store.job(key)) and record.state is JobState.FAILED, within=FOUND)
+    record = store.job(key)
+    assert record is not None
+    waiting = event(NotifyEvent(key, record.job_id, b"note", None))
+    cluster.world.server.streams(POOL).append("queue.1", waiting, only_if_exists=True)
+    await _at_rest(cluster, FOUND)
 
 
 async def overlooked(cluster: Cluster) -> None:

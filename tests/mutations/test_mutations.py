@@ -5,11 +5,13 @@ A mutant is hunted where it was caught last, and, if the code has moved since, t
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
+from corepool.testing import Cluster, NotInTime
 from tests.chaos.conftest import DEFAULT_SEEDS
 from tests.chaos.exploring import KINDS
 
@@ -48,6 +50,28 @@ def test_a_safeguard_is_missed(rule: str) -> None:
 def test_the_small_scenarios_pass_with_the_safeguard(rule: str, kind: str) -> None:
     for seed in range(SMALL_SEEDS):
         MUTANTS[rule].run(Where(kind, seed), mutated=False).check()
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (AssertionError("two live owners"), True),
+        (AssertionError("it passed, but there were two live owners"), False),
+        (ValueError("two live owners"), False),
+        (NotInTime("two live owners"), False),
+        (None, False),
+    ],
+)
+def test_nothing_but_a_check_names_a_safeguard(error: Exception | None, named: bool) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        if error is None:
+            await asyncio.Event().wait()  # a deadlock, whose report tells of this very line: two live owners
+        raise error or AssertionError
+
+    mutant = Mutant(rule="none", breaks="", changes=(), caught="two live owners", scenario=scenario)
+    result = mutant.run(Where("atomic", 0), mutated=True)
+    assert not result.passed
+    assert mutant.names(result) == named
 
 
 def test_every_rule_has_a_mutant() -> None:
