@@ -16,7 +16,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from corepool.errors import Requeue
 from corepool.pool import transitions
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 __all__ = ["OwnedJob"]
 
 T = TypeVar("T")
+
+
+_NOTHING: Final[deque[Command]] = deque(maxlen=0)
+"""The queue of every job at rest: one of its own would be the largest part of it."""
 
 
 class OwnedJob:
@@ -64,11 +69,8 @@ class OwnedJob:
         self._worker = worker
         self._payload = b""
         self._token = 0
-        self._at_work = False
-        self._began = False
-        self._fencing = False
-        self._in_handler = False
-        self._commands: deque[Command] = deque()
+        self._at_work = self._began = self._fencing = self._in_handler = False
+        self._commands = _NOTHING
         self._runner: asyncio.Task[None] | None = None
         self._interruptible: asyncio.Task[None] | None = None
 
@@ -81,11 +83,15 @@ class OwnedJob:
         if isinstance(command, Fence):
             self._fence(command)
         else:
-            self._commands.append(command)
+            self._queue().append(command)
             if isinstance(command, Stop):
                 self.interrupt()
         if self._runner is None:
             self._runner = self._worker.context.supervisor.spawn(f"job {self.key!r}", self._run())
+
+    def _queue(self) -> deque[Command]:
+        self._commands = self._commands if self._commands is not _NOTHING else deque()
+        return self._commands
 
     def interrupt(self) -> None:
         """End a start or notify, or a pause before the next attempt, that is under way."""
@@ -94,7 +100,7 @@ class OwnedJob:
 
     def _fence(self, command: Fence) -> None:
         """Before anything else: whatever waits for the backend now must not keep the handler from being stopped."""
-        self._commands.appendleft(command)
+        self._queue().appendleft(command)
         self.interrupt()
         # A runner that has not taken its first step finds the command at the head of the queue; cancelled now, it never would.
         if self._runner is not None and self._at_work and not self._in_handler and not self._fencing:
@@ -128,6 +134,7 @@ class OwnedJob:
         finally:
             self._runner = None
             self._at_work = False
+            self._commands = self._commands or _NOTHING
             if not self.running:
                 self._worker.forget(self)
 
@@ -174,7 +181,8 @@ class OwnedJob:
                 await self._release(stored, "worker leaves")
                 break
             if not worker.lease.valid:
-                await self._later(bell)
+                if bell is not None:
+                    await bell.later(worker.context.options.poll_period)
                 return
             outcome = await self._claim(stored, bell)
             if outcome.applied and self.stored is not None:
@@ -213,7 +221,7 @@ class OwnedJob:
         if ended is None:
             self.running = self._began  # interrupted: what had begun gets its stop
             await self._stop_handler()
-            self._commands.append(Review())
+            self._queue().append(Review())
             return
         error = asyncio.CancelledError("from within") if ended.cancelled() else ended.exception()
         if error is None:
@@ -249,9 +257,7 @@ class OwnedJob:
         context, record = self._worker.context, claimed.record
         if again and record.attempt < context.options.max_start_attempts:
             pauses = backoff(context.random, context.options.start_backoff, context.options.max_start_backoff)
-            pause = 0.0
-            for _ in range(record.attempt):
-                pause = next(pauses)
+            pause = next(islice(pauses, record.attempt - 1, None))
             if await self._interruptibly(asyncio.sleep(pause)) is None:
                 return  # what interrupted comes next in the queue, and finds the record STARTING
             await self._release(claimed, f"start failed: {reason}")
@@ -416,9 +422,7 @@ class OwnedJob:
                 self.stored = stored
         elif worker.lease.valid and worker.accepting:
             await self._stop_handler()
-            async with (
-                context.claims
-            ):  # after a fence every job is claimed at once: the next keep-alive must get through
+            async with context.claims:  # bounded: after a fence all claim at once, and keep-alives must get through
                 outcome = await self._claim(stored, None)
             if not outcome.applied:
                 await self._overtaken(outcome.current)
@@ -494,7 +498,3 @@ class OwnedJob:
     async def _done(self, bell: Doorbell | None) -> None:
         if bell is not None:
             await bell.done()
-
-    async def _later(self, bell: Doorbell | None) -> None:
-        if bell is not None:
-            await bell.later(self._worker.context.options.poll_period)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
+
+import msgspec
 
 from corepool.driver import (
     Capabilities,
@@ -32,7 +34,7 @@ SHUTDOWN_MAP = "shutdown"
 INBOX = StreamConfig(StreamKind.WORK, None)
 
 
-class Stored(NamedTuple):
+class Stored(msgspec.Struct, frozen=True, gc=False):
     """A job record as the store holds it."""
 
     record: JobRecord

@@ -52,14 +52,14 @@ class JobState(enum.Enum):
     FAILED = "failed"
 
 
-class ReplyTo(msgspec.Struct, frozen=True, array_like=True):
+class ReplyTo(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Where somebody waits: a node's inbox, and the number of his call there."""
 
     node: str
     call: int
 
 
-class Move(msgspec.Struct, frozen=True, array_like=True):
+class Move(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One line of a job's history, for `explain`."""
 
     epoch: int
@@ -68,7 +68,7 @@ class Move(msgspec.Struct, frozen=True, array_like=True):
     wall: float
 
 
-class JobRecord(msgspec.Struct, frozen=True, array_like=True):
+class JobRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The truth about one job (DESIGN 4.1).
 
     worker: the target while PENDING ("" if there was none), else the owner.
@@ -107,19 +107,19 @@ class MemberState(enum.Enum):
     DEAD = "dead"
 
 
-class WorkerRecord(msgspec.Struct, frozen=True, array_like=True):
+class WorkerRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     node: str
     state: MemberState
     wall: float
 
 
-class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
+class NodeRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     state: MemberState
     client_only: bool
     wall: float
 
 
-class KeepAlive(msgspec.Struct, frozen=True, array_like=True):
+class KeepAlive(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """nonce: unique per renewal, so that one whose reply was lost is recognised. dead: the tombstone of R7."""
 
     nonce: int
@@ -127,14 +127,14 @@ class KeepAlive(msgspec.Struct, frozen=True, array_like=True):
     dead: bool = False
 
 
-class Lock(msgspec.Struct, frozen=True, array_like=True):
+class Lock(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A cleanup lock. nonce: changes with every sign of life of its holder."""
 
     node: str
     nonce: int
 
 
-class PoolRecord(msgspec.Struct, frozen=True, array_like=True):
+class PoolRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """incarnation: of the pool; every other name carries it. generation: grows when the store went back (R13)."""
 
     incarnation: int
@@ -142,7 +142,7 @@ class PoolRecord(msgspec.Struct, frozen=True, array_like=True):
     shutdown: bool = False
 
 
-class TickRecord(msgspec.Struct, frozen=True, array_like=True):
+class TickRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """number: of the last tick. interval: seconds. wall: when it fired, for people. stopped: by `ScheduleStop`."""
 
     number: int
@@ -151,7 +151,7 @@ class TickRecord(msgspec.Struct, frozen=True, array_like=True):
     stopped: bool = False
 
 
-class Attention(msgspec.Struct, frozen=True, array_like=True):
+class Attention(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A job that is on its way between states: look after it. worker: its target or owner."""
 
     key: str
@@ -162,14 +162,14 @@ class Attention(msgspec.Struct, frozen=True, array_like=True):
 # --- events ----------------------------------------------------------------------------------------------------------
 
 
-class StartEvent(msgspec.Struct, frozen=True, array_like=True):
+class StartEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Doorbell: this record was made PENDING for you (its revision is the event's stamp)."""
 
     key: str
     record: JobRecord
 
 
-class StopEvent(msgspec.Struct, frozen=True, array_like=True):
+class StopEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Doorbell: the record is STOPPING."""
 
     key: str
@@ -177,7 +177,7 @@ class StopEvent(msgspec.Struct, frozen=True, array_like=True):
     reply: ReplyTo | None
 
 
-class NotifyEvent(msgspec.Struct, frozen=True, array_like=True):
+class NotifyEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A notification for whoever owns the key's job. hops: how often it was forwarded."""
 
     key: str
@@ -195,7 +195,7 @@ class Verdict(enum.Enum):
     GONE = "gone"
 
 
-class Answer(msgspec.Struct, frozen=True, array_like=True):
+class Answer(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """To one who waits. text: the handler's error if FAILED."""
 
     call: int
