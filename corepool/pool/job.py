@@ -37,7 +37,7 @@ __all__ = ["OwnedJob"]
 T = TypeVar("T")
 
 
-_NOTHING: Final[deque[Command]] = deque(maxlen=0)
+_NOTHING: Final = deque[Command](maxlen=0)
 """The queue of every job at rest: one of its own would be the largest part of it."""
 
 
@@ -70,7 +70,7 @@ class OwnedJob:
         self._payload = b""
         self._token = 0
         self._at_work = self._began = self._fencing = self._in_handler = False
-        self._commands = _NOTHING
+        self._commands: deque[Command] = _NOTHING
         self._runner: asyncio.Task[None] | None = None
         self._interruptible: asyncio.Task[None] | None = None
 
@@ -90,7 +90,7 @@ class OwnedJob:
             self._runner = self._worker.context.supervisor.spawn(f"job {self.key!r}", self._run())
 
     def _queue(self) -> deque[Command]:
-        self._commands = self._commands if self._commands is not _NOTHING else deque()
+        self._commands = self._commands if self._commands is not _NOTHING else deque[Command]()
         return self._commands
 
     def interrupt(self) -> None:

@@ -1,0 +1,82 @@
+"""How much faster than real time a simulated pool runs: ``python benchmarks/simulated_load.py``.
+
+Five nodes with a worker each, a keep-alive a second, ten jobs dispatched a second and stopped again later, under every kind of fault
+at the default rates, for as many virtual minutes as asked; the invariants are checked after every step, as in any simulation. What is
+counted is processor time, so other load hardly changes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from functools import partial
+
+from corepool import CorepoolError, Job
+from corepool.testing import Budgets, Cluster, Faults, simulate_cluster
+from corepool_memory.sim.errors import NodeCrashed
+
+NODES, JOBS_PER_SECOND, LIFE = 5, 10, 30.0
+WORKER_TTL = 5.0  # a keep-alive is due every fifth of it
+
+
+class Nothing:
+    """A handler that does nothing."""
+
+    async def start(self, job: Job) -> None: ...
+
+    async def stop(self, key: str) -> None: ...
+
+
+async def load(minutes: float, cluster: Cluster) -> None:
+    """Dispatch at a steady rate; each job is stopped after ``LIFE`` seconds."""
+    nodes = [
+        await cluster.node("load", worker=Nothing, worker_ttl=WORKER_TTL, ack_grace_period=4.0) for _ in range(NODES)
+    ]
+
+    async def one(number: int) -> None:
+        node = nodes[number % NODES]
+        try:
+            await node.dispatch_job(f"k{number}", b"payload")
+            cluster.sometimes("a job was dispatched")
+            await cluster.sleep(LIFE)
+            await node.stop_job(f"k{number}")
+        except (CorepoolError, NodeCrashed) as error:  # its node crashed, or the network ate it: others have its jobs
+            cluster.sometimes(f"a call ended with {type(error).__name__}")
+
+    calls = []
+    for number in range(round(minutes * 60 * JOBS_PER_SECOND)):
+        calls.append(asyncio.ensure_future(one(number)))
+        await cluster.sleep(1 / JOBS_PER_SECOND)
+    await asyncio.gather(*calls)
+
+
+def main() -> None:
+    """Run some seeds and print the ratio of each."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=5.0, help="virtual minutes of load per seed")
+    args = parser.parse_args()
+    virtual = cpu = 0.0
+    for seed in range(args.seeds):
+        began = time.process_time()
+        result = simulate_cluster(
+            partial(load, args.minutes),
+            seed=seed,
+            faults=Faults.everything(),
+            budgets=Budgets(steps=50_000_000),
+            name="load",
+        )
+        took = time.process_time() - began
+        virtual, cpu = virtual + result.virtual_seconds, cpu + took
+        jobs = result.sometimes.get("a job was dispatched", 0)
+        print(
+            f"seed {seed}: {result.virtual_seconds / took:5.0f} x real time, {jobs} jobs, "
+            f"{sum(result.faults.values())} faults, {'passed' if result.passed else result.report('')}",
+            flush=True,
+        )
+    print(f"{virtual / cpu:.0f} x real time over {virtual / 3600:.1f} virtual hours")
+
+
+if __name__ == "__main__":
+    main()
