@@ -10,12 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from corepool.driver import ABSENT, REVISION, Change, Cleared, Snapshot
+from corepool.driver import ABSENT, REVISION, Change, Cleared, Commit, Entry, SetKey, Snapshot
 from corepool_nats import api, mapfeed
 from corepool_nats.held import Cache, Held
+from corepool_nats.link import Link
 from corepool_nats.names import MapSubjects
 from corepool_nats.namespace import NatsNamespace
-from corepool_nats.writes import Writes
+from corepool_nats.writes import Blind, Writes, stretches
 from tests.nats.conftest import Open, Start, space_of
 from tests.servers.nats import NatsServer
 
@@ -255,6 +256,76 @@ def test_the_cache_knows_of_clears() -> None:
     cache.clear()
     cache.put("before", Held(4, b"x"))
     assert cache.get(m, "before") == Held(4, b"x"), "after the store went back sequences mean nothing"
+
+
+def test_stretches_end_where_something_came_between() -> None:
+    m = MapSubjects("cp.x.m.m")
+    writes = [("a", 5), ("b", 6), ("a", 7), ("c", 8), ("d", 10), ("e", 11)]
+    blind = [(number, Blind(m, key, m.key(key), sequence)) for number, (key, sequence) in enumerate(writes)]
+    assert [[index for index, _ in stretch] for stretch in stretches(blind)] == [[0, 1], [2, 3], [4, 5]]
+
+
+async def test_a_commit_tells_what_its_unconditional_writes_replaced(
+    server: NatsServer, open_nats: Open, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several writes at once, one key twice, a clear before some of them; and another writer in between."""
+    one, two = await open_nats(server), await open_nats(server)
+    space, other = one.namespace(name), two.namespace(name)
+    first = await other.map("m").set("a", b"1")
+    await other.map("gone").set("x", b"1")
+    await other.map("gone").clear()
+    ops = [
+        SetKey("m", "a", b"2"),
+        SetKey("gone", "x", b"2"),
+        SetKey("m", "a", b"3"),
+        SetKey("m", "new", b"1"),
+        SetKey("gone", "y", b"1", ABSENT),
+    ]
+    done = [each for each in (await space.commit(ops)).results if isinstance(each, Commit)]
+    assert [each.previous for each in done] == [
+        Entry("a", b"1", first.revision),
+        None,
+        Entry("a", b"2", done[0].revision),
+        None,
+        None,
+    ]
+    original, meddled = Writes.send, list[Commit]()
+
+    async def send(self: Writes, subject: str, *rest: Any) -> int:
+        if subject.endswith(".k.b") and not meddled:
+            meddled.append(await other.map("m").set("b", b"theirs"))
+        return await original(self, subject, *rest)
+
+    monkeypatch.setattr(Writes, "send", send)
+    done = [
+        each
+        for each in (await space.commit([SetKey("m", "a", b"4"), SetKey("m", "b", b"ours")])).results
+        if isinstance(each, Commit)
+    ]
+    assert done[1].previous == Entry("b", b"theirs", meddled[0].revision)
+
+
+async def test_writes_sent_together_share_a_connection(
+    server: NatsServer, open_nats: Open, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends when the first is not written yet: the second must not overtake it on the next connection."""
+    space = (await open_nats(server)).namespace(name)
+    await space.map("m").set("a", b"1")
+    original, cuts = Writes.send, list[str]()
+
+    async def send(self: Writes, subject: str, value: bytes | None, deadline: float, on: Link) -> int:
+        if subject.endswith(".k.b") and not cuts:
+            cuts.append(subject)
+            on.kill("cut")
+        return await original(self, subject, value, deadline, on)
+
+    monkeypatch.setattr(Writes, "send", send)
+    result = await space.commit([SetKey("m", "a", b"2"), SetKey("m", "b", b"2"), SetKey("m", "c", b"2", ABSENT)])
+    done = [each for each in result.results if isinstance(each, Commit)]
+    assert cuts
+    assert [each.applied for each in done] == [True, True, True]
+    assert done[0].revision < done[1].revision < done[2].revision
+    assert done[0].previous is not None
 
 
 # --- a store that went back ------------------------------------------------------------------------------------------

@@ -122,7 +122,8 @@ async def test_messages_come_from_the_socket_itself(server: NatsServer, open_nat
             enough.set()
 
     stop = await here.subscribe(inbox, take)
-    await here._nc.rtt(timeout=5)
+    await here._nc.rtt(timeout=5)  # so that the reader reads something
+    await here.request("$JS.API.INFO", b"", timeout=5)  # behind the subscription: the server has it now
     for number in range(300):
         there.post(inbox, b"%d" % number + b"x" * (200_000 if number % 100 == 0 else 10), {"N": str(number)})
     async with asyncio.timeout(20):

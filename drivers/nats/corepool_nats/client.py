@@ -33,7 +33,7 @@ from corepool.errors import BackendUnavailable, OutcomeUnknown
 from corepool_nats import api
 from corepool_nats.api import ApiError
 from corepool_nats.connections import Connections
-from corepool_nats.link import Call, Denied, LinkError, Message, NoResponders, NotSent, ReplyLost
+from corepool_nats.link import Call, Denied, Link, LinkError, Message, NoResponders, NotSent, ReplyLost
 from corepool_nats.url import Settings
 
 __all__ = ["Change", "Client", "Refused", "Stored", "Target", "expect"]
@@ -249,16 +249,15 @@ class Client:
         deadline: float,
         *,
         probe: str | None = None,
-        sent: asyncio.Event | None = None,
-        once: bool = False,
+        on: Link | None = None,
     ) -> Stored:
         """Store a message.
 
         probe: also tell the newest sequence on this subject (wildcards allowed) right after the message, in the same round
             trip: a second publish that can never hold is answered with the sequence that stands in its way, and the server
             takes the publishes of one connection in their order. Nothing more is stored.
-        sent: set once the message is on its way for the first time: what is sent afterwards is behind it.
-        once: do not send again what was lost on its way; `BackendUnavailable` then. For publishes whose order matters.
+        on: send it on this connection or not at all, in the first step, and do not send again what was lost on its way;
+            `BackendUnavailable` then. For publishes whose order matters.
 
         Raises:
             Refused: the expected last sequence in ``headers`` did not hold.
@@ -267,7 +266,7 @@ class Client:
         """
         told = "no answer"
         while True:
-            link = await self.link(deadline)
+            link = on if on is not None else await self.link(deadline)
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise BackendUnavailable(f"not stored: {told}")
@@ -280,8 +279,6 @@ class Client:
                 call = await link.begin(subject, data, {**headers, "Nats-Msg-Id": identity}, timeout=timeout)
                 if probe is not None:
                     probing = await link.begin(target.fence, _BODY, expect(_NEVER, probe), timeout=timeout)
-                if sent is not None:
-                    sent.set()
                 (reply,) = await call.replies()
                 probed = await self._probed(probing)
             except NotSent as error:
@@ -314,7 +311,7 @@ class Client:
             finally:
                 if probing is not None:
                     probing.drop()
-            if once:
+            if on is not None:
                 raise BackendUnavailable(f"not stored: {told}")
 
     async def _refusal(self, error: ApiError, target: Target, deadline: float) -> None:

@@ -5,10 +5,10 @@ Purpose: `Namespace.commit` without atomicity, in as few sequential round trips 
 **What may travel together.** With one replica, unconditional map writes and the conditional one that follows them are sent at
 once, without waiting in between: they go over one connection to one stream, whose server stores them in that order, so what is
 stored is always a prefix. What is lost with the connection is not sent again behind what follows it: the group is
-finished one by one. What such a write replaced is read afterwards, beside the next operations. With several replicas a
-change of leader could lose an earlier write and keep a later one, so there each operation waits for the one before it.
-Reads, appends (which may refuse) and acknowledgements (which must not overtake) always wait; neighbouring reads, and
-neighbouring acknowledgements, go together.
+finished one by one. What such writes replaced is read afterwards, in one request if nothing came between them, and
+beside the next operations. With several replicas a change of leader could lose an earlier write and keep a later one, so there
+each operation waits for the one before it. Reads, appends (which may refuse) and acknowledgements (which must not overtake)
+always wait; neighbouring reads, and neighbouring acknowledgements, go together.
 
 **What is looked up ahead.** What later operations must know before they can be sent is read beside the first ones: the
 registries for acknowledgements (sinks need them as of the beginning of the call), and into the cache the entries that
@@ -49,6 +49,7 @@ from corepool_nats.receipts import read_receipt
 from corepool_nats.registry import Known
 from corepool_nats.sink import acknowledge
 from corepool_nats.streams import check_event
+from corepool_nats.writes import Blind, stretches
 
 if TYPE_CHECKING:
     from corepool_nats.namespace import NatsNamespace
@@ -107,8 +108,8 @@ class _Run:
         self._ops = ops
         self._deadline = deadline
         self._results: list[OpResult] = []
-        self._looking: dict[int, asyncio.Task[Commit]] = {}
-        """What unconditional writes replaced: being read."""
+        self._looking: list[tuple[list[int], asyncio.Task[list[Commit]]]] = []
+        """The operations whose unconditional writes replaced something that is being read."""
         self._warming: asyncio.Task[object] | None = None
         self._registries: dict[StreamSubjects, asyncio.Task[Known]] = {}
         self.applied = False
@@ -145,12 +146,13 @@ class _Run:
             last = len(self._results) - 1
             if self._stops(self._ops[last], self._results[last]):
                 stopped = last
-        for index, task in self._looking.items():
-            self._results[index] = await task
+        for places, task in self._looking:
+            for index, commit in zip(places, await task, strict=True):
+                self._results[index] = commit
         return CommitResult(tuple(self._results), stopped)
 
     async def put_away(self) -> None:
-        tasks: list[asyncio.Task[Any]] = [*self._looking.values(), *self._registries.values()]
+        tasks: list[asyncio.Task[Any]] = [*(task for _, task in self._looking), *self._registries.values()]
         if self._warming is not None:
             tasks.append(self._warming)
         for task in tasks:
@@ -269,24 +271,18 @@ class _Run:
         self.applied = self.applied or commit.applied
 
     async def _write_together(self, at: int, ops: Sequence[_MapWrite]) -> None:
+        """Tasks begin in the order in which they are made, and each sends in its first step."""
+        link = await self._space.client.link(self._deadline)
         tasks: list[asyncio.Task[int] | asyncio.Task[Commit]] = []
+        writes = self._space.writes
         try:
             for op in ops:
-                subjects = self._space.space.map(op.map)
-                value = op.value if isinstance(op, SetKey) else None
-                if op.when.revision is None:
-                    sent = asyncio.Event()
-                    task = asyncio.create_task(
-                        self._space.writes.send(subjects.key(op.key), value or b"", self._deadline, sent)
-                    )
-                    tasks.append(task)
-                    await _sent_or_done(sent, task)
+                m = self._space.space.map(op.map)
+                if isinstance(op, SetKey) and op.when.revision is None:
+                    tasks.append(asyncio.create_task(writes.send(m.key(op.key), op.value, self._deadline, link)))
                 else:
-                    tasks.append(
-                        asyncio.create_task(
-                            self._space.writes.write(subjects, op.key, value, op.when, self._deadline, once=True)
-                        )
-                    )
+                    value = op.value if isinstance(op, SetKey) else None
+                    tasks.append(asyncio.create_task(writes.write(m, op.key, value, op.when, self._deadline, on=link)))
             await asyncio.wait(tasks)
         finally:
             for each in tasks:
@@ -303,6 +299,7 @@ class _Run:
             OutcomeUnknown: of one of them, or a later one was stored although an earlier was not.
         """
         failed = False
+        blind: list[tuple[int, Blind]] = []
         for index, (op, task) in enumerate(zip(ops, tasks, strict=True)):
             error = task.exception()
             if error is not None and not isinstance(error, BackendUnavailable):
@@ -319,10 +316,11 @@ class _Run:
                 continue
             self._took(Commit(True, result, None))
             subjects: MapSubjects = self._space.space.map(op.map)
-            subject = subjects.key(op.key)
-            self._looking[at + index] = asyncio.create_task(
-                self._space.writes.followed(subjects, op.key, subject, result, self._deadline)
-            )
+            blind.append((at + index, Blind(subjects, op.key, subjects.key(op.key), result)))
+        for stretch in stretches(blind):
+            looking = self._space.writes.followed([each for _, each in stretch], self._deadline)
+            task_ = asyncio.create_task(looking, name="corepool-nats-look")
+            self._looking.append(([index for index, _ in stretch], task_))
 
     # --- the others --------------------------------------------------------------------------------------------------
 
@@ -342,17 +340,3 @@ class _Run:
             return Appended(None, Refusal.MISSING)
         self.applied = self.applied or done.id is not None
         return done
-
-
-async def _sent_or_done(sent: asyncio.Event, task: asyncio.Task[int]) -> None:
-    """Wait until a write is on its way, or has failed before."""
-    if sent.is_set():
-        return
-    await asyncio.sleep(0)  # the task's first step sends it, if there is a connection
-    if sent.is_set() or task.done():
-        return
-    waiting = asyncio.ensure_future(sent.wait())
-    try:
-        await asyncio.wait([waiting, task], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        waiting.cancel()

@@ -221,6 +221,7 @@ class Link:
         self._open = False
         self.reason = reason
         self.ended.set()
+        self._nc.discard()
         for call in self._calls.values():
             call.fail(ReplyLost(f"the connection ended: {reason}"))
         self._calls.clear()

@@ -6,7 +6,7 @@ processor time than everything else a call needs.
 Invariants:
 
 - Commands reach the socket whole and in the order of `Wire.write`, those of one turn of the loop in one piece; what is not
-  written when the connection ends is never written.
+  written when the connection ends is never written. nats-py's own (PING, PONG) go another way and may overtake them.
 - Receivers are called in the order of arrival, as soon as the bytes are there: they must not wait. What one raises is
   logged and ends nothing.
 - A malformed line ends the connection, as in nats-py.
@@ -276,9 +276,13 @@ class Wire(Client):
         if len(self._out) == 1:
             asyncio.get_running_loop().call_soon(self._flush)
 
+    def discard(self) -> None:
+        """The connection ends: what is not written yet never will be."""
+        self._out.clear()
+
     def _flush(self) -> None:
         out, self._out = self._out, []
-        if not self.is_connected:
+        if not out or not self.is_connected:
             return  # and never will be: a connection is not made again
         if self.web:
             self._pending += out

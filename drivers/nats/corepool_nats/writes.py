@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 
 import msgspec
 
@@ -34,10 +34,11 @@ from corepool_nats.assets import Assets
 from corepool_nats.client import Refused, Stored, expect
 from corepool_nats.held import DELETED, KIND, ONLY_IF, Cache, Held, held_of
 from corepool_nats.janitor import Janitor
+from corepool_nats.link import Link
 from corepool_nats.names import MapSubjects
 from corepool_nats.records import Reads
 
-__all__ = ["Writes", "after_the_fact"]
+__all__ = ["Blind", "Writes", "after_the_fact", "stretches"]
 
 log = logging.getLogger("corepool.nats")
 
@@ -63,6 +64,30 @@ def headers(value: bytes | None, base: int | None, only_if: int | None) -> dict[
     return found
 
 
+class Blind(msgspec.Struct, frozen=True):
+    """An unconditional write, stored at ``sequence`` without knowledge of what stood there."""
+
+    map: MapSubjects
+    key: str
+    subject: str
+    sequence: int
+
+
+def stretches(writes: Sequence[tuple[int, Blind]]) -> list[list[tuple[int, Blind]]]:
+    """Cut into stretches of writes to different keys that nothing else was stored between: what the keys of one were before its
+    first write is what each was before its own."""
+    found: list[list[tuple[int, Blind]]] = []
+    seen: set[str] = set()
+    for index, each in writes:
+        if found and each.subject not in seen and each.sequence == found[-1][-1][1].sequence + 1:
+            found[-1].append((index, each))
+            seen.add(each.subject)
+        else:
+            found.append([(index, each)])
+            seen = {each.subject}
+    return found
+
+
 class Writes:
     """Writes to the maps of a namespace."""
 
@@ -77,11 +102,11 @@ class Writes:
         """Maps whose key was taken for new, the last time, and was not."""
 
     async def write(
-        self, m: MapSubjects, key: str, value: bytes | None, when: When, deadline: float, *, once: bool = False
+        self, m: MapSubjects, key: str, value: bytes | None, when: When, deadline: float, *, on: Link | None = None
     ) -> Commit:
         """Set the key, or remove it (value None), if the condition holds.
 
-        once: do not try again when the connection is lost (see `Client.publish`).
+        on: on this connection only, and once (see `Client.publish`).
 
         Raises:
             BackendUnavailable, OutcomeUnknown
@@ -90,13 +115,13 @@ class Writes:
         if when.revision is None:
             commit = await self._always(m, key, subject, value, deadline)
         elif when.revision:
-            commit = await self._at(m, key, subject, value, when.revision, deadline, once)
+            commit = await self._at(m, key, subject, value, when.revision, deadline, on)
         elif value is None:
             held, marker = await self.look(m, subject, deadline)
             entry = held.entry(key, marker) if held is not None else None
             commit = Commit(entry is None, _seen_at(entry, held, marker), entry)
         else:
-            commit = await self._absent(m, key, subject, value, deadline, once)
+            commit = await self._absent(m, key, subject, value, deadline, on)
         return commit
 
     def sends_first(self, m: MapSubjects, subject: str, delete: bool, when: When) -> bool:
@@ -147,13 +172,13 @@ class Writes:
     # --- the three conditions ----------------------------------------------------------------------------------------
 
     async def _absent(
-        self, m: MapSubjects, key: str, subject: str, value: bytes, deadline: float, once: bool
+        self, m: MapSubjects, key: str, subject: str, value: bytes, deadline: float, on: Link | None
     ) -> Commit:
         known = self._cache.get(m, subject)
         base = known.sequence if known is not None and known.value is None else 0
         while True:
             try:
-                stored = await self._store(subject, value, base, None, deadline, once=once)
+                stored = await self._store(subject, value, base, None, deadline, on=on)
             except Refused:
                 held, marker = await self.look(m, subject, deadline)
                 entry = held.entry(key, marker) if held is not None else None
@@ -165,7 +190,14 @@ class Writes:
             return Commit(True, stored.sequence, None)
 
     async def _at(
-        self, m: MapSubjects, key: str, subject: str, value: bytes | None, revision: int, deadline: float, once: bool
+        self,
+        m: MapSubjects,
+        key: str,
+        subject: str,
+        value: bytes | None,
+        revision: int,
+        deadline: float,
+        on: Link | None,
     ) -> Commit:
         held = self._cache.get(m, subject)
         if held is None or held.sequence != revision or held.value is None:
@@ -177,7 +209,7 @@ class Writes:
             entry = Entry(key, held.value, revision)
         while True:
             try:
-                stored = await self._store(subject, value, revision, revision, deadline, probe=m.marker, once=once)
+                stored = await self._store(subject, value, revision, revision, deadline, probe=m.marker, on=on)
             except Refused:
                 held, marker = await self.look(m, subject, deadline)
                 found = held.entry(key, marker) if held is not None else None
@@ -277,14 +309,14 @@ class Writes:
                 elif not looking.cancelled():
                     looking.exception()
 
-    async def send(self, subject: str, value: bytes | None, deadline: float, sent: asyncio.Event) -> int:
-        """Write whatever stands there, once; returns the sequence. See `followed`.
+    async def send(self, subject: str, value: bytes | None, deadline: float, on: Link) -> int:
+        """Write whatever stands there, once, on this connection; returns the sequence. See `followed`.
 
         Raises:
             BackendUnavailable, OutcomeUnknown
         """
         marks = headers(value, None, None)
-        stored = await self._client.publish(self._target, subject, value or b"", marks, deadline, sent=sent, once=True)
+        stored = await self._client.publish(self._target, subject, value or b"", marks, deadline, on=on)
         self._cache.put(subject, Held(stored.sequence, value))
         return stored.sequence
 
@@ -292,15 +324,20 @@ class Writes:
         """Write whatever stands there, then read what that was. One replica only. Never to remove: removing what is absent
         must write nothing."""
         stored = await self._store(subject, value, None, None, deadline)
-        return await self.followed(m, key, subject, stored.sequence, deadline)
+        return (await self.followed([Blind(m, key, subject, stored.sequence)], deadline))[0]
 
-    async def followed(self, m: MapSubjects, key: str, subject: str, sequence: int, deadline: float) -> Commit:
-        """The commit of an unconditional write stored at ``sequence``: reads what stood there before. One replica only."""
+    async def followed(self, writes: Sequence[Blind], deadline: float) -> list[Commit]:
+        """The commits of a stretch of unconditional writes: reads what stood there before. One replica only."""
+        subjects = [subject for each in writes for subject in (each.subject, each.map.marker)]
         with after_the_fact():
-            found = await self._reads.newest(self._target, (subject, m.marker), deadline, up_to=sequence - 1)
-        record = found.get(subject)
-        marker = found[m.marker].sequence if m.marker in found else 0
-        return Commit(True, sequence, held_of(record).entry(key, marker) if record is not None else None)
+            found = await self._reads.newest(self._target, subjects, deadline, up_to=writes[0].sequence - 1)
+        commits: list[Commit] = []
+        for each in writes:
+            record = found.get(each.subject)
+            marker = found[each.map.marker].sequence if each.map.marker in found else 0
+            entry = held_of(record).entry(each.key, marker) if record is not None else None
+            commits.append(Commit(True, each.sequence, entry))
+        return commits
 
     # --- steps -------------------------------------------------------------------------------------------------------
 
@@ -313,12 +350,10 @@ class Writes:
         deadline: float,
         *,
         probe: str | None = None,
-        once: bool = False,
+        on: Link | None = None,
     ) -> Stored:
         marks: Mapping[str, str] = headers(value, base, only_if)
-        stored = await self._client.publish(
-            self._target, subject, value or b"", marks, deadline, probe=probe, once=once
-        )
+        stored = await self._client.publish(self._target, subject, value or b"", marks, deadline, probe=probe, on=on)
         self._cache.put(subject, Held(stored.sequence, value, only_if))
         return stored
 
