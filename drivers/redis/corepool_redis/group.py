@@ -36,8 +36,8 @@ Pair: TypeAlias = tuple[bytes, bytes]
 """The two keys of a map or stream."""
 
 Part: TypeAlias = msgspec.Raw | str | int | Pair
-"""Of an operation; a :data:`Pair` where the script expects a place, and bytes as :func:`as_text` makes them. Never None: a hole in
-a Lua table may be taken for its end."""
+"""Of an operation; a :data:`Pair` where the script expects a place, and bytes as :func:`as_text` makes them. Never None: a hole
+in a Lua table may be taken for its end."""
 
 _MOST_SECTIONS, _MOST_BYTES = 16, 256 * 1024
 """A group does not grow beyond this: the server does nothing else while it runs."""

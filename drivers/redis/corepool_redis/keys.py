@@ -8,7 +8,8 @@ Neighbours: every store; docs/redis.md lists the keys for operators.
 
 ========================================  =========  ===================================================================
 ``corepool:{ns}:m:<map>:d``               hash       key to ``<revision>:<value>``; the field "" is the head of the map
-``corepool:{ns}:m:<map>:l``               stream     its change log; only there once somebody watched the map
+``corepool:{ns}:m:<map>:l``               stream     its change log; only there while somebody watches the map: the head then
+                                                     ends in ``:w``
 ``corepool:{ns}:s:<stream>:c``            hash       configuration of the stream and its sinks; the stream exists if this does
 ``corepool:{ns}:s:<stream>:e``            stream     its events
 ``corepool:{ns}:s:<stream>:g<n>:v``       zset       members of the sink number n, by when they were last seen
