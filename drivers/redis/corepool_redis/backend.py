@@ -109,7 +109,7 @@ class RedisNamespace:
         for index, op in enumerate(ops):
             _add(batch, ops, index, op)
         stopped, results = await batch.run()
-        done = tuple([_read_result(op, result) for op, result in zip(ops, results, strict=False)])
+        done = _read_results(ops, results)
         if stopped is None:
             for op, result in zip(ops, done, strict=True):
                 if isinstance(op, Ack) and result and (receipt := Receipt.parse(op.receipt)) is not None:
@@ -138,16 +138,26 @@ def _add(batch: Batch, ops: Sequence[Op], index: int, op: Op) -> None:
             batch.ack(op.receipt)
 
 
-def _read_result(op: Op, result: Reply) -> OpResult:
-    match op:
-        case SetKey() | DeleteKey():
-            return read_commit(op.key, result)
-        case GetKey():
-            return read_entry(op.key, result)
-        case Append():
-            return read_appended(result)
-        case Ack():
-            return result == 1
+def _read_results(ops: Sequence[Op], results: Sequence[Reply]) -> tuple[OpResult, ...]:
+    """The results of the operations up to the one that stopped the commit, if one did."""
+    done: list[OpResult] = []
+    at = 0
+    for op in ops:
+        if at >= len(results):
+            break
+        match op:
+            case SetKey() | DeleteKey():
+                done.append(read_commit(op.key, results, at))
+                at += 3
+                continue
+            case GetKey():
+                done.append(read_entry(op.key, results[at]))
+            case Append():
+                done.append(read_appended(results[at]))
+            case Ack():
+                done.append(results[at] == 1)
+        at += 1
+    return tuple(done)
 
 
 class RedisBackend:

@@ -17,23 +17,19 @@ import attrs
 
 from corepool.driver import (
     Appended,
-    AppendValues,
     Capabilities,
     Commit,
     Entry,
-    Increment,
     NewEvent,
     Refusal,
-    RemoveValues,
-    ValueOp,
     When,
     check_key,
     check_name,
     check_value,
 )
 from corepool.errors import BackendUnavailable, CorepoolError, OutcomeUnknown, WireError
-from corepool_redis.group import GroupCommit, Lost, Pair, Part, Section, as_text
-from corepool_redis.keys import MapKeys, Receipt, StreamKeys, encode_id, mark_key
+from corepool_redis.group import GroupCommit, Lost, Operation, Pair, Section, as_text
+from corepool_redis.keys import MapKeys, Receipt, StreamKeys, encode_id
 from corepool_redis.link import Link, Refused
 from corepool_redis.resp import Reply, ReplyError
 from corepool_redis.scripts import Script
@@ -74,10 +70,7 @@ class Space:
 
         log_length: entries a map's change log keeps at least; a watch that falls further behind gets a snapshot.
         """
-        scratch = b"%bt:%b" % (scope, link.client.encode())
-        limits = (log_length, capabilities.max_value_bytes)
-        group = GroupCommit(link, scope, (mark_key(scope), scratch), limits, rng)
-        return cls(scope, link, capabilities, rng, group)
+        return cls(scope, link, capabilities, rng, GroupCommit(link, scope, log_length, rng))
 
     def pair(self, kind: str, name: str) -> Pair:
         """The keys of a map or stream, with its name checked the first time.
@@ -157,76 +150,45 @@ def read_key(field: Reply) -> str:
 
 
 def encode_when(when: When) -> str:
-    """A condition for the script."""
-    return "" if when.revision is None else str(when.revision)
+    """A condition for the scripts."""
+    return "" if when.revision is None else f"{when.revision}:"
 
 
 class Batch:
     """Operations that are applied together: a section of a run of the apply script. Build it, ``run`` it once, then read the
     results by index."""
 
-    __slots__ = ("_grows", "_ops", "_places", "_rare", "_space", "_writes", "size")
+    __slots__ = ("_grows", "_ops", "_space", "_writes", "size")
 
     def __init__(self, space: Space) -> None:
         self._space = space
-        self._places: list[int] = []  # where in the operations the script expects a place
-        self._ops: list[Part] = []
+        self._ops: list[Operation] = []
         self._grows = False
         self._writes = False
-        self._rare = False
         self.size = 0  # bytes of values, for who splits large batches
 
     # --- building -----------------------------------------------------------------------------------------------------
-
-    def _op(self, letter: str, pair: Pair, *rest: Part) -> None:
-        self._places.append(len(self._ops) + 1)
-        self._ops += (letter, pair, *rest)
 
     def set(self, name: str, key: str, value: bytes, when: When, *, optional: bool) -> None:
         """Set a key of a map."""
         check_key(key, self._space.capabilities)
         check_value(value, self._space.capabilities)
-        self._op("s", self._space.pair("map", name), key, as_text(value), encode_when(when), int(optional))
+        pair = self._space.pair("map", name)
+        self._ops.append(("s", pair, key, as_text(value), encode_when(when), int(optional)))
         self._grows = self._writes = True
         self.size += len(value) + len(key)
 
     def delete(self, name: str, key: str, when: When, *, optional: bool) -> None:
         """Remove a key of a map."""
         check_key(key, self._space.capabilities)
-        self._op("d", self._space.pair("map", name), key, encode_when(when), int(optional))
+        self._ops.append(("d", self._space.pair("map", name), key, encode_when(when), int(optional)))
         self._writes = True
         self.size += len(key)
 
     def get(self, name: str, key: str) -> None:
         """Read a key of a map."""
         check_key(key, self._space.capabilities)
-        self._op("g", self._space.pair("map", name), key)
-
-    def clear(self, name: str, when: When) -> None:
-        """Remove all keys of a map."""
-        self._op("c", self._space.pair("map", name), encode_when(when))
-        self._writes = self._rare = True
-
-    def destroy(self, name: str) -> None:
-        """Remove a map; stands alone in its batch."""
-        self._op("x", self._space.pair("map", name))
-        self._writes = self._rare = True
-
-    def update(self, name: str, key: str, op: ValueOp) -> None:
-        """Apply a value operation."""
-        check_key(key, self._space.capabilities)
-        match op:
-            case Increment(by=by):
-                kind, values = "i", (b"%d" % by,)
-            case AppendValues(values=values, unique=unique):
-                kind = "q" if unique else "a"
-            case RemoveValues(values=values):
-                kind = "r"
-        for value in values:
-            check_value(value, self._space.capabilities)
-            self.size += len(value)
-        self._op("u", self._space.pair("map", name), key, kind, len(values), *(as_text(value) for value in values))
-        self._grows = self._writes = self._rare = True
+        self._ops.append(("g", self._space.pair("map", name), key))
 
     def append(self, name: str, event: NewEvent, *, stamp: int | None = None, optional: bool, create: bool) -> None:
         """Append an event to a stream."""
@@ -235,9 +197,10 @@ class Batch:
         if event.topic:
             check_name("a topic", event.topic, space.capabilities)
         check_value(event.payload, space.capabilities)
-        pair = space.pair("stream", name)
-        stamped = "" if stamp is None else stamp
-        self._op("a", pair, event.name, event.topic, as_text(event.payload), stamped, int(optional), int(create))
+        pair, stamped = space.pair("stream", name), "" if stamp is None else stamp
+        self._ops.append(
+            ("a", pair, event.name, event.topic, as_text(event.payload), stamped, int(optional), int(create))
+        )
         self._grows = self._writes = True
         self.size += len(event.payload)
 
@@ -245,38 +208,33 @@ class Batch:
         """Acknowledge a delivery. A receipt that is none of ours is sent as one that fits nothing."""
         found = Receipt.parse(receipt)
         if found is None or len(found.stream.encode()) > self._space.capabilities.max_name_bytes:
-            self._op("k", self._space.pair("stream", "-"), "0", "0-1", 0, "-")
+            self._ops.append(("k", self._space.pair("stream", "-"), "0", "0-1", 0, "-"))
         else:
             pair = self._space.pair("stream", found.stream)
-            self._op("k", pair, str(found.sink), str(found.id), found.count, found.consumer)
+            self._ops.append(("k", pair, str(found.sink), str(found.id), found.count, found.consumer))
         self._writes = True
 
     # --- running ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> tuple[int | None, list[Reply]]:
-        """Apply. Returns the index of the operation that stopped it, and the results so far.
+        """Apply. Returns the index of the operation that stopped it, and the results so far: three for each set and delete
+        (see :func:`read_commit`), one for each other operation.
 
         Raises:
             BackendUnavailable: nothing was applied.
             OutcomeUnknown: everything or nothing was applied, or still may be.
             WireError: the server holds what this driver did not write.
         """
-        script = _script(grows=self._grows, rare=self._rare)
-        return await apply(self._space, Section(script, self._ops, self._places, self.size, repeat=not self._writes))
+        script = _APPLY if self._grows else _SHRINK
+        return await apply(self._space, Section(script, self._ops, self.size, repeat=not self._writes))
 
 
-def _script(*, grows: bool, rare: bool) -> Script:
-    return Script.named(f"apply{'-rare' if rare else ''}{'' if grows else '-shrink'}")
+_APPLY, _SHRINK = Script.named("apply"), Script.named("apply-shrink")
 
 
 def set_section(pair: Pair, key: str, value: bytes, when: When) -> Section:
     """What a batch with one set comes to: keep-alives and records do this all day."""
-    return Section(
-        Script.named("apply"), ["s", pair, key, as_text(value), encode_when(when), 1], _SECOND, len(value), repeat=False
-    )
-
-
-_SECOND = (1,)
+    return Section(_APPLY, (("s", pair, key, as_text(value), encode_when(when), 1),), len(value), repeat=False)
 
 
 async def apply(space: Space, section: Section) -> tuple[int | None, list[Reply]]:
@@ -301,12 +259,12 @@ async def apply(space: Space, section: Section) -> tuple[int | None, list[Reply]
 _PERHAPS_IN_PART = -3
 
 
-def read_commit(key: str, reply: Reply) -> Commit:
-    """The result of a set, delete or clear."""
-    if isinstance(reply, list) and len(reply) == 3:
-        applied, revision, previous = reply
+def read_commit(key: str, results: Sequence[Reply], at: int = 0) -> Commit:
+    """The result of a set, delete or clear: three parts of the answer."""
+    if len(results) >= at + 3:
+        applied, revision = results[at], results[at + 1]
         if isinstance(applied, int) and isinstance(revision, int):
-            return Commit(applied == 1, revision, read_previous(key, previous))
+            return Commit(applied == 1, revision, read_previous(key, results[at + 2]))
     raise WireError("the server's answer to a write has an unknown form")
 
 

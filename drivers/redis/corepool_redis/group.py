@@ -1,7 +1,8 @@
 """Group commit: what is committed in one turn of the loop goes to the server as one script.
 
 Purpose: a script has a price of its own, on the server and here; callers that commit at the same moment share it. A lone
-caller pays nothing for it: his section leaves in the turn after it was handed in, as it would have anyhow.
+caller pays nothing for it: his section leaves in the turn after it was handed in, as it would have anyhow. A full group leaves
+at once, so that the server is at work on it while the next one fills.
 Invariants:
 
 - Sections reach the server in the order in which they were handed in, unless the server refuses some as a whole (a script that
@@ -24,23 +25,29 @@ from typing import TypeAlias
 import msgspec
 
 from corepool_redis.connection import ConnectionLost
+from corepool_redis.keys import mark_key
 from corepool_redis.link import Link, Refused
-from corepool_redis.resp import Arg, Reply, ReplyError
+from corepool_redis.resp import Reply, ReplyError
 from corepool_redis.scripts import Script
 
-__all__ = ["GroupCommit", "Lost", "Pair", "Part", "Section", "as_text", "encode_sections"]
+__all__ = ["GroupCommit", "Lost", "Operation", "Pair", "Part", "Section", "as_text", "encode_sections"]
 
 _pack = msgspec.msgpack.Encoder().encode
 
 Pair: TypeAlias = tuple[bytes, bytes]
 """The two keys of a map or stream."""
 
-Part: TypeAlias = msgspec.Raw | str | int | Pair
-"""Of an operation; a :data:`Pair` where the script expects a place, and bytes as :func:`as_text` makes them. Never None: a hole
-in a Lua table may be taken for its end."""
+Part: TypeAlias = msgspec.Raw | str | int
+"""Of an operation; bytes are as :func:`as_text` makes them. Never None: a hole in a Lua table may be taken for its end."""
 
-_MOST_SECTIONS, _MOST_BYTES = 16, 256 * 1024
-"""A group does not grow beyond this: the server does nothing else while it runs."""
+Operation: TypeAlias = tuple[str, Pair, *tuple[Part, ...]]
+"""As ``apply.lua`` describes them, with the pair where that expects an index, and the key itself."""
+
+_OF_MAPS = frozenset("sdg")
+
+_MOST_SECTIONS, _MOST_BYTES = 8, 256 * 1024
+"""A group does not grow beyond this: the server does nothing else while it runs. More sections would each cost the server a
+little less, but then client and server wait for each other in turns."""
 
 
 def as_text(value: bytes) -> msgspec.Raw:
@@ -55,38 +62,74 @@ class Lost(Exception):
 class Section:
     """The operations of one caller.
 
-    ops: one after the other, in parts. places: where among them a :data:`Pair` stands. script: which one runs it.
-    repeat: it changes nothing.
+    script: which one runs it. size: bytes of values. repeat: it changes nothing.
     """
 
-    __slots__ = ("ops", "places", "repeat", "script", "size")
+    __slots__ = ("ops", "repeat", "script", "size")
 
-    def __init__(self, script: Script, ops: list[Part], places: Sequence[int], size: int, *, repeat: bool) -> None:
+    def __init__(self, script: Script, ops: Sequence[Operation], size: int, *, repeat: bool) -> None:
         self.script = script
         self.ops = ops
-        self.places = places
         self.size = size
         self.repeat = repeat
 
 
-def encode_sections(
-    sections: Sequence[Section], head: Sequence[Arg], fixed: tuple[bytes, bytes]
-) -> tuple[list[bytes], list[Arg]]:
-    """Keys and arguments of the script for these sections."""
-    keys: list[bytes] = [*fixed]
-    args: list[Arg] = [*head]
-    known: dict[Pair, int] = {}
+def encode_sections(sections: Sequence[Section], marks: bytes) -> tuple[list[bytes], bytes]:
+    """Keys and the last argument of the script for these sections. marks: the key that every run names."""
+    keys: list[bytes] = [marks]
+    maps: dict[Pair, tuple[int, int, dict[Part, int]]] = {}  # their index, their place in KEYS, the index of each key
+    streams: dict[Pair, tuple[int, int]] = {}
+    flat: list[Part] = []
     for section in sections:
-        ops = section.ops.copy()  # who sends it again begins from the pairs
-        for index in section.places:
-            pair: Pair = ops[index]  # type: ignore[assignment]
-            place = known.get(pair)
-            if place is None:
-                place = known[pair] = len(keys) + 2  # Lua counts from 1, and the fence comes first
-                keys += pair
-            ops[index] = place
-        args.append(_pack(ops))
-    return keys, args
+        begin = len(flat)
+        flat.append(0)
+        for op in section.ops:
+            pair = op[1]
+            if op[0] in _OF_MAPS:
+                found = maps.get(pair)
+                if found is None:
+                    found = maps[pair] = (len(maps) + 1, len(keys) + 2, {})  # Lua counts from 1; the fence comes first
+                    keys += pair
+                names = found[2]
+                key = op[2]
+                index = names.get(key)
+                if index is None:
+                    index = names[key] = len(names) + 2
+                flat += (op[0], found[0], index, *op[3:])
+            else:
+                where = streams.get(pair)
+                if where is None:
+                    where = streams[pair] = (len(streams) + 1, len(keys) + 2)
+                    keys += pair
+                flat += (op[0], where[0], *op[2:])
+        flat[begin] = len(flat) - begin - 1
+    body: list[Part] = [len(maps)]
+    for _, place, names in maps.values():
+        body += (place, len(names), *names)
+    body.append(len(streams))
+    body += [place for _, place in streams.values()]
+    return keys, _pack(body + flat)
+
+
+def split_answers(sections: Sequence[Section], flat: Sequence[Reply]) -> list[Reply] | None:
+    """What the script answers, for each section; None if it has another form."""
+    answers: list[Reply] = []
+    at = 0
+    for section in sections:
+        if at >= len(flat):
+            return None
+        stopped = flat[at]
+        begin = at
+        if not isinstance(stopped, int) or stopped >= len(section.ops):
+            return None
+        if stopped < -1:
+            at += 2
+        else:
+            at += 1
+            for op in section.ops if stopped < 0 else section.ops[: stopped + 1]:
+                at += 3 if op[0] in "sd" else 1
+        answers.append(flat[begin:at])  # type: ignore[arg-type]
+    return answers if at == len(flat) else None
 
 
 class _Group:
@@ -105,14 +148,11 @@ class _Group:
 class GroupCommit:
     """The commits of one namespace on one connection."""
 
-    def __init__(
-        self, link: Link, scope: bytes, fixed: tuple[bytes, bytes], limits: tuple[int, int], rng: Random
-    ) -> None:
-        """fixed: the keys that every run names. limits: length of the logs, largest value."""
+    def __init__(self, link: Link, scope: bytes, log_length: int, rng: Random) -> None:
         self._link = link
         self._scope = scope
-        self._fixed = fixed
-        self._limits = limits
+        self._marks = mark_key(scope)
+        self._log_length = log_length
         self._random = rng
         self._groups: list[_Group] = []
 
@@ -122,13 +162,12 @@ class GroupCommit:
         groups = self._groups
         loop = asyncio.get_running_loop()
         if not groups:
-            loop.call_soon(self._leave)
+            loop.call_soon(self.leave)
         group = groups[-1] if groups else None
         if (
             group is None
             or group.script is not section.script
             or group.repeat is not section.repeat
-            or len(group.sections) >= _MOST_SECTIONS
             or group.size + section.size > _MOST_BYTES
         ):
             group = _Group(section.script, repeat=section.repeat)
@@ -137,6 +176,8 @@ class GroupCommit:
         group.sections.append(section)
         group.futures.append(future)
         group.size += section.size
+        if len(group.sections) >= _MOST_SECTIONS:
+            self.leave()
         return future
 
     async def alone(self, section: Section) -> Reply:
@@ -147,15 +188,17 @@ class GroupCommit:
             OutcomeUnknown: applied or not, or still may be.
             Refused: the server answered with an error.
         """
-        keys, args = encode_sections((section,), self._head(), self._fixed)
-        reply = await self._link.run(section.script, keys, args, scope=self._scope, repeat=section.repeat)
-        return reply[0] if isinstance(reply, list) and len(reply) == 1 else None
+        keys, body = encode_sections((section,), self._marks)
+        return await self._link.run(
+            section.script, keys, (*self.head(), body), scope=self._scope, repeat=section.repeat
+        )
 
-    def _head(self) -> tuple[int, int, int]:
-        """A fresh nonce, by which entries of the change logs are told from those of another history, and the limits."""
-        return (self._random.getrandbits(62) + 1, *self._limits)
+    def head(self) -> tuple[int, int]:
+        """A fresh nonce, by which entries of the change logs are told from those of another history, and the logs' length."""
+        return self._random.getrandbits(62) + 1, self._log_length
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Send what was handed in until now."""
         groups, self._groups = self._groups, []
         for group in groups:
             if any(future.cancelled() for future in group.futures):
@@ -165,11 +208,11 @@ class GroupCommit:
                 group.futures = [future for _, future in kept]
             if group.sections:
                 self._send(group)
-        self._link.flush()
+                self._link.flush()
 
     def _send(self, group: _Group) -> None:
-        keys, args = encode_sections(group.sections, self._head(), self._fixed)
-        sent = self._link.send_now(group.script, keys, args, scope=self._scope)
+        keys, body = encode_sections(group.sections, self._marks)
+        sent = self._link.send_now(group.script, keys, (*self.head(), body), scope=self._scope)
         if sent is None:
             _settle(group.futures, [None] * len(group.futures))
         else:
@@ -194,10 +237,12 @@ class GroupCommit:
                 _fail(futures, Refused(reply))
             else:  # some of the sections may have been applied before the one that met the error
                 _fail(futures, Lost(f"the server answered with an error that the driver does not know: {reply}"))
-        elif isinstance(reply, list) and len(reply) == len(futures):
-            _settle(futures, reply)
         else:
-            _fail(futures, Lost("the server's answer to a commit has an unknown form"))
+            answers = split_answers(group.sections, reply) if isinstance(reply, list) else None
+            if answers is None:
+                _fail(futures, Lost("the server's answer to a commit has an unknown form"))
+            else:
+                _settle(futures, answers)
 
 
 def _settle(futures: Sequence[asyncio.Future[Reply]], answers: Sequence[Reply]) -> None:

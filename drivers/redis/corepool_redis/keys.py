@@ -37,6 +37,7 @@ __all__ = [
     "escape",
     "mark_key",
     "scope_of",
+    "scratch_key",
     "wake_key",
 ]
 
@@ -59,6 +60,11 @@ def scope_of(namespace: str) -> bytes:
 def mark_key(scope: bytes) -> bytes:
     """The high-water marks of a namespace."""
     return scope + b"h"
+
+
+def scratch_key(scope: bytes, client: str) -> bytes:
+    """Where a script of that client counts."""
+    return b"%bt:%b" % (scope, client.encode())
 
 
 def wake_key(scope: bytes, client: str, reader: str) -> bytes:

@@ -13,9 +13,11 @@ from collections.abc import AsyncIterator, Sequence
 
 from corepool.driver import (
     ALWAYS,
+    AppendValues,
     Commit,
     Delete,
     Entry,
+    RemoveValues,
     Set,
     Updated,
     ValueOp,
@@ -31,6 +33,7 @@ from corepool_redis.commit import (
     Batch,
     Space,
     apply,
+    encode_when,
     read_commit,
     read_entries,
     read_entry,
@@ -39,9 +42,10 @@ from corepool_redis.commit import (
     translate,
 )
 from corepool_redis.feeds import FeedReader
-from corepool_redis.keys import MapKeys
+from corepool_redis.keys import MapKeys, mark_key, scratch_key
 from corepool_redis.link import Refused
-from corepool_redis.resp import Reply
+from corepool_redis.resp import Arg, Reply
+from corepool_redis.scripts import Script
 from corepool_redis.watch import RedisWatch
 
 __all__ = ["RedisMap"]
@@ -90,19 +94,27 @@ class RedisMap:
         check_key(key, self._space.capabilities)
         check_value(value, self._space.capabilities)
         _, results = await apply(self._space, set_section(self._pair, key, value, when))
-        return read_commit(key, results[0])
+        return read_commit(key, results)
 
     async def delete(self, key: str, when: When = ALWAYS) -> Commit:
         batch = Batch(self._space)
         batch.delete(self._name, key, when, optional=True)
         _, results = await batch.run()
-        return read_commit(key, results[0])
+        return read_commit(key, results)
+
+    async def _change(self, script: str, *args: Arg, more: tuple[bytes, ...] = ()) -> Reply:
+        """A script for this map alone. What was handed in before leaves before it."""
+        space = self._space
+        space.group.leave()
+        keys = (mark_key(space.scope), *self._pair, *more)
+        try:
+            return await space.link.run(Script.named(script), keys, (*space.group.head(), *args), scope=space.scope)
+        except Refused as refused:
+            raise translate(refused, write=True) from None
 
     async def clear(self, when: When = ALWAYS) -> Commit:
-        batch = Batch(self._space)
-        batch.clear(self._name, when)
-        _, results = await batch.run()
-        return read_commit("", results[0])
+        reply = await self._change("map-clear", encode_when(when))
+        return read_commit("", reply if isinstance(reply, list) else [])
 
     async def apply(self, writes: Sequence[Write]) -> list[Commit]:
         commits: list[Commit] = []
@@ -115,7 +127,7 @@ class RedisMap:
                         f"only the first {len(commits)} of {len(writes)} writes were applied: {error}"
                     ) from None
                 raise
-            commits += (read_commit(write.key, result) for write, result in zip(chunk, results, strict=True))
+            commits += (read_commit(write.key, results, 3 * number) for number, write in enumerate(chunk))
         return commits
 
     def _chunks(self, writes: Sequence[Write]) -> list[tuple[list[Write], Batch]]:
@@ -138,12 +150,25 @@ class RedisMap:
         return chunks
 
     async def update(self, key: str, op: ValueOp) -> Updated:
-        if isinstance(op, Increment):
-            encode_counter(op.by)  # raises OverflowError before anything is sent
-        batch = Batch(self._space)
-        batch.update(self._name, key, op)
-        _, results = await batch.run()
-        match results[0]:
+        check_key(key, self._space.capabilities)
+        values: tuple[Arg, ...]
+        match op:
+            case Increment(by=by):
+                encode_counter(by)  # raises OverflowError before anything is sent
+                kind, values = "i", (by,)
+            case AppendValues(values=values, unique=unique):
+                kind = "q" if unique else "a"
+            case RemoveValues(values=values):
+                kind = "r"
+        if not isinstance(op, Increment):
+            for value in op.values:
+                check_value(value, self._space.capabilities)
+        reply = await self._change(
+            "map-update",
+            *(self._space.capabilities.max_value_bytes, key, kind, *values),
+            more=(scratch_key(self._space.scope, self._space.link.client),),
+        )
+        match reply:
             case [int() as revision, bytes() as value, previous]:
                 return Updated(value, revision, read_previous(key, previous))
             case b"!overflow":
@@ -182,9 +207,7 @@ class RedisMap:
         return self._feeds.watch(self._space, self._keys)
 
     async def destroy(self) -> None:
-        batch = Batch(self._space)
-        batch.destroy(self._name)
-        await batch.run()
+        await self._change("map-destroy")
 
 
 def _glob(literal: bytes) -> bytes:

@@ -30,8 +30,9 @@ __all__ = ["Script"]
 _SCRIPTS = {
     "apply": (("common", "apply"), "deny", True),
     "apply-shrink": (("common", "apply"), "allow", True),
-    "apply-rare": (("common", "apply"), "deny", True),
-    "apply-rare-shrink": (("common", "apply"), "allow", True),
+    "map-clear": (("common", "map", "map_clear"), "allow", True),
+    "map-destroy": (("common", "map", "map_destroy"), "allow", True),
+    "map-update": (("common", "map", "map_update"), "deny", True),
     "fence": (("common", "fence"), "allow", True),
     "snapshot": (("snapshot",), "allow", False),
     "check": (("common", "check"), "allow", False),
@@ -59,10 +60,11 @@ class Script:
         files, memory, fenced = _SCRIPTS[name]
         folder = importlib.resources.files("corepool_redis") / "lua"
         *shared, body = ((folder / f"{file}.lua").read_text("utf-8") for file in files)
-        head, fast, body = _cut(body, "--FAST--\n", "--SLOW--\n")  # what is done before the shared functions are made
-        before, rare, after = _cut(body, "--RARE--\n", "--FREQUENT--\n")  # what most runs do not need is not even made
-        gate = f"do\n{_GATE}end\n" if fenced else ""
-        body = gate + head + fast + "".join(shared) + before + (rare if "-rare" in name else "") + after
+        before, mark, after = body.partition(
+            "--SHARED--\n"
+        )  # where the shared functions belong, if not at the beginning
+        body = before + "".join(shared) + after if mark else "".join((*shared, body))
+        body = (f"do\n{_GATE}end\n" if fenced else "") + body
         flags = " flags=allow-oom" if memory == "allow" else ""
         unlock = "redis.call('DEL', KEYS[1] .. ':never')\n" if memory == "allow" else ""
         self.name = name
@@ -80,13 +82,6 @@ class Script:
         text = self._flagged if flagged else self._plain
         head: tuple[Arg, Arg] = ("EVAL", text.source) if full else ("EVALSHA", text.digest)
         return encode((*head, len(keys), *keys, *args))
-
-
-def _cut(text: str, begin: str, end: str) -> tuple[str, str, str]:
-    """What is before, between and after two marks; all of it is before if they are not there."""
-    before, mark, rest = text.partition(begin)
-    between, _, after = rest.partition(end)
-    return (before, between, after) if mark else ("", "", text)
 
 
 class _Text:

@@ -1,398 +1,264 @@
--- apply: map writes, reads, stream appends and acknowledgements of one namespace. What clients commit at the same moment comes as
--- several sections of one run (group commit); each is decided in order and applied all at once, or not at all, on its own.
--- KEYS: fence, marks, scratch, then for each map its data and log, for each stream its events and configuration
--- ARGV: epoch, nonce, length of the logs, largest value, then each section: its operations one after the other, as one MessagePack
--- array (an argument of its own for every part costs several times as much); a place is an index into KEYS
---   s place key value when optional      set           -> {applied, revision, previous}
---   d place key when optional            delete        -> {applied, revision, previous}
---   g place key                          get           -> '<revision>:<value>' or nil
---   c place when                         clear         -> {applied, revision, nil}
---   x place                              destroy a map -> 1
---   u place key kind count value...      update        -> {revision, value, previous} or '!wire', '!overflow', '!large'
---   a place name topic payload stamp optional create   -> id or '!missing', '!sealed', '!full'
---   k place sink id count consumer       acknowledge   -> 1 or 0
--- when: '' always, '0' absent, else the revision. Answer for each section: the index of the operation that stopped it or -1,
--- then the results; or -2 and why nothing of it was applied, or -3 and why it may have been applied in part.
--- Nothing of a section is written before all of it is decided: Redis does not roll a script back.
--- The most frequent section by far is one set in a map that exists. While the sections are such, they are decided and applied here
--- exactly as below, without the functions and tables that others need: that takes half of the server's time for them.
---FAST--
-local answers, heads, next_section, section = {}, {}, 5, nil
-while next_section <= #ARGV do
-  section = cmsgpack.unpack(ARGV[next_section])
-  if section[1] ~= 's' or #section ~= 6 then break end
-  local place, key, value, when = section[2], section[3], section[4], section[5]
-  local data, head = KEYS[place], heads[place]
-  local raw
-  if head then
-    raw = redis.call('HGET', data, key)
-  else
-    local found = redis.call('HMGET', data, '', key)
-    local revision, birth, logged = string.match(found[1] or '', '^(%d+)%-%d+(:%d+)(:?w?)$')
-    if not revision then break end
-    head = {tonumber(revision), birth, logged}
-    heads[place] = head
-    raw = found[2]
-  end
-  if when == '' or (when == '0' and not raw) or (raw and string.sub(raw, 1, #when + 1) == when .. ':') then
-    local revision = head[1] + 1
-    local digits = string.format('%.0f', revision)
-    local id = digits .. '-' .. ARGV[2]
-    if head[3] ~= ''
-      and not redis.call('XADD', KEYS[place + 1], 'NOMKSTREAM', 'MAXLEN', '~', ARGV[3], id, 's' .. key, value) then
-      head[3] = ''  -- nobody watches any more
-    end
-    redis.call('HSET', data, '', id .. head[2] .. head[3], key, digits .. ':' .. value)
-    head[1] = revision
-    answers[next_section - 4] = {-1, {1, revision, raw}}
-  else
-    answers[next_section - 4] = {section[6] == 0 and 0 or -1, {0, head[1], raw}}
-  end
-  next_section = next_section + 1
-end
-if next_section > #ARGV then return answers end
---SLOW--
-local call, keys = redis.call, KEYS
-local match, sub, format = string.match, string.sub, string.format
+-- apply: what clients change together in one namespace: keys of maps, events of streams, acknowledgements.
+-- What several callers commit at the same moment comes as several sections of one run (group commit). They are decided one
+-- after the other, each in the light of those before it; each is applied as a whole or not at all, on its own.
+-- KEYS: fence, marks, then data and log of each map, events and configuration of each stream
+-- ARGV: epoch, nonce, length of the logs, and one flat MessagePack array, the body:
+--   number of maps; for each its place in KEYS, the number of its keys that are used, and these
+--   number of streams; for each its place in KEYS
+--   then the sections: for each its length in parts, and its operations one after the other. They name a map and a stream by
+--   their index in the above, a key by its index in what is held (the first one has 2, the head has 1):
+--     's' map key value when optional        set          -> applied, revision, previous
+--     'd' map key when optional              delete       -> applied, revision, previous
+--     'g' map key                            get          -> '<revision>:<value>' or nil
+--     'a' stream name topic payload stamp optional create   append -> id or '!missing', '!sealed', '!full'
+--     'k' stream sink id count consumer      acknowledge  -> 1 or 0
+--   when: '' always, '0:' absent, else '<revision>:'
+-- The answer is flat too: for each section the index of the operation that stopped it or -1, then the results so far; or -2 and
+-- why nothing of it was applied; or -3 and why it may have been applied in part.
+-- Redis does not roll a script back, so nothing of a section is written before all of it is decided, and then first what might
+-- still fail. What a run costs is its calls of commands, its tables and its functions (each is made anew in every run). So a
+-- map is read once and written once, by one command with all the keys that are concerned, and `held` is what it holds in
+-- between; and there are no functions but what few runs need.
+local call, try, format, sub = redis.call, redis.pcall, string.format, string.sub
 local nonce, keep = ARGV[2], ARGV[3]
-local argv, at  -- the section at work, and what of it is read next
-local maps = {}  -- by place, for all sections; what is said of one section is renewed when it first opens the map
-local opened, streams, appends, acks, stamps  -- of the section at work
-local writing  -- whether it has begun to write
+local body = cmsgpack.unpack(ARGV[4])
+local maps, streams, at = {}, {}, 2  -- at: where in the body
 
-local function open_map(place, key)
-  local map = maps[place]
-  if not map then
-    local data = keys[place]
-    local found = call('HMGET', data, '', key)
-    map = {data = data, log = keys[place + 1], revision = 0, birth = false, logged = true, held = {[key] = found[2]}}
-    if found[1] then
-      local revision, birth, logged = match(found[1], '^(%d+)%-%d+:(%d+)(:?w?)$')
-      if not revision then error({broken = 'WRONGTYPE the head of a map was not written by this driver'}) end
-      map.revision, map.birth, map.logged = tonumber(revision), birth, logged ~= ''
-    end
-    maps[place] = map
-    map.section, map.was, map.born, map.dirty, map.cleared = appends, map.revision, map.birth, {}, false
-    opened[#opened + 1] = map
-    return map
+local function shared()
+--SHARED--
+  return {first_revision = first_revision, make_stream = make_stream, drop_if_done = drop_if_done}
+end
+
+for index = 1, body[1] do
+  local place, last = body[at], at + 1 + body[at + 1]
+  local held = try('HMGET', KEYS[place], '', unpack(body, at + 2, last))
+  local broken, revision, birth, logged = held.err, 0, nil, ':w'  -- a map that begins may have a log still
+  if held[1] then
+    revision, birth, logged = string.match(held[1], '^(%d+)%-%d+(:%d+)(:?w?)$')
+    if not revision then broken = 'WRONGTYPE the head of a map was not written by this driver' end
   end
-  if map.section ~= appends then  -- each section has an `appends` of its own
-    map.section, map.revision, map.birth, map.dirty, map.cleared = appends, map.was, map.born, {}, false
-    map.held = {}
-    for i = #map, 1, -1 do map[i] = nil end
-    opened[#opened + 1] = map
-  end
-  if map.held[key] == nil then map.held[key] = not map.cleared and call('HGET', map.data, key) or false end
-  return map
+  revision = tonumber(revision)
+  maps[index] = {data = KEYS[place], log = KEYS[place + 1], broken = broken, names = at, size = last - at, held = held,
+    revision = revision, was = revision, birth = birth, logged = logged ~= '', digits = nil, first = nil,
+    before = nil, edited = last > at + 2 and {false, false, false, false, false, false, false, false, false}}
+  at = last + 1
 end
 
--- The next revision. A map that begins (again) starts at the server's time in microseconds, past whatever its log and the
--- namespace's mark remember, and its first log entry names the revision before it ('p'), so that a watcher sees no gap.
-local function advance(map)
-  if map.birth then
-    map.revision = map.revision + 1
-    return false
-  end
-  local time = call('TIME')
-  local newest = call('XREVRANGE', map.log, '+', '-', 'COUNT', 1)[1]
-  local before = newest and split_id(newest[1]) or 0
-  local mark = tonumber(call('HGET', keys[2], 'r') or '0')
-  map.revision = math.max(tonumber(time[1]) * 1000000 + tonumber(time[2]), before + 1, mark + 1)
-  map.birth = num(map.revision)
-  return num(before)
+for index = 1, body[at] do
+  local place = body[at + index]
+  local found = try('HMGET', KEYS[place + 1], 'k', 'm', 'x', 'n')
+  streams[index] = {events = KEYS[place], config = KEYS[place + 1], broken = found.err, kind = found[1],
+    most = tonumber(found[2] or ''), sealed = found[3], sinks = tonumber(found[4] or 0), length = nil, fresh = nil, acked = nil}
 end
+at = at + body[at] + 1
 
-local function record(map, field, value)
-  local before = advance(map)
-  local revision = format('%.0f', map.revision)
-  map.id = revision .. '-' .. nonce
-  if map.logged then map[#map + 1] = {map.id, field, value, before} end
-  return revision
-end
+local answers, n = {}, 0
+-- What a section is going to do, in arrays that are used again for the next one: so many places of them are its own.
+local undo, undos = {0, 0, 0, 0, 0, 0, 0, 0, 0}, 0  -- map, key, what was held
+local logs, logged = {}, 0  -- map, revision, kind of change and key, value
+local appends, appended = {}, 0  -- stream, place in the body, place in the answers
+local stamps = {0, 0, 0, 0}  -- by operation: the revision it gave
+local acks, acked = {}, 0  -- stream, group, id; of all sections up to now
 
--- What a section makes of a key: false if it goes.
-local function hold(map, key, raw)
-  if not map.dirty[key] then
-    map.dirty[key] = true
-    map.dirty[#map.dirty + 1] = key
-  end
-  map.held[key] = raw
-end
+while body[at] do
+  local start, last, i, index = n + 1, at + body[at], at + 1, 1
+  local acked_before = acked
+  local stopped, failed, writing = false, nil, false
+  answers[start], n = -1, start
+  undos, logged, appended = 0, 0, 0
 
-local function put(map, key, value)
-  hold(map, key, record(map, 's' .. key, value) .. ':' .. value)
-  return map.revision
-end
-
-local function holds(when, raw)
-  if when == '' then return true end
-  if when == '0' then return not raw end
-  return raw and sub(raw, 1, #when + 1) == when .. ':'
-end
-
-local function open_stream(place)
-  local stream = streams[place]
-  if not stream then
-    local config = keys[place + 1]
-    local found = call('HMGET', config, 'k', 'm', 'x', 'n')
-    stream = {events = keys[place], config = config, kind = found[1], most = tonumber(found[2] or ''),
-      sealed = found[3], sinks = tonumber(found[4] or '0'), acked = {}}
-    streams[place] = stream
-  end
-  return stream
-end
---RARE--
-local function netstrings(data)
-  local items, from = {}, 1
-  while from <= #data do
-    local colon = string.find(data, ':', from, true)
-    local digits = colon and sub(data, from, colon - 1) or ''
-    if not match(digits, '^%d+$') or #digits > 11 or (#digits > 1 and string.byte(digits) == 48) then return nil end
-    local stop = colon + 1 + tonumber(digits)
-    if sub(data, stop, stop) ~= ',' then return nil end
-    items[#items + 1] = sub(data, colon + 1, stop - 1)
-    from = stop + 1
-  end
-  return items
-end
-
-local function add(current, by)  -- in the server's 64-bit integers: Lua's numbers have 53 bits
-  local sign, digits = match(current or '0', '^(%-?)(%d+)$')
-  if not digits or #digits > 19 then return nil, '!wire' end
-  digits = string.gsub(digits, '^0+', '')
-  call('SET', keys[3], digits == '' and '0' or sign .. digits)
-  local answer = redis.pcall('INCRBY', keys[3], by)
-  local value = call('GET', keys[3])
-  call('DEL', keys[3])
-  if type(answer) == 'table' then return nil, '!overflow' end
-  return value
-end
-
-local function update(current, kind, values)
-  if kind == 'i' then return add(current, values[1]) end
-  local items = netstrings(current or '')
-  if not items then return nil, '!wire' end
-  local named = {}
-  if kind == 'r' then
-    for _, value in ipairs(values) do named[value] = true end
-    local rest = {}
-    for _, item in ipairs(items) do
-      if not named[item] then rest[#rest + 1] = item end
-    end
-    items = rest
-  else
-    for _, item in ipairs(items) do named[item] = true end
-    for _, value in ipairs(values) do
-      if kind == 'a' or not named[value] then items[#items + 1] = value end
-      named[value] = true
-    end
-  end
-  for i, item in ipairs(items) do items[i] = #item .. ':' .. item .. ',' end
-  return table.concat(items)
-end
-
-local rare = {}  -- each returns its result and whether it was refused in a way that stops the section
-
-function rare.c()
-  local map, when = open_map(argv[at + 1], ''), argv[at + 2]
-  at = at + 3
-  local empty = call('HLEN', map.data) <= 1
-  local good = when == '' or (when == '0' and empty) or when == num(map.revision)
-  if not good then return {0, map.revision, false}, true end
-  if not empty then
-    record(map, 'c', '')
-    map.cleared, map.held, map.dirty = true, {}, {}
-  end
-  return {1, map.revision, false}
-end
-
-function rare.x()  -- stands alone in its section, so it may write at once
-  local place = argv[at + 1]
-  local map = open_map(place, '')
-  at = at + 2
-  writing = true
-  if map.birth then
-    local kind = call('HLEN', map.data) > 1 and 'x' or 'y'  -- y: nothing was left to clear, so watchers tell nobody
-    advance(map)
-    call('XADD', map.log, 'NOMKSTREAM', num(map.revision) .. '-' .. nonce, kind, '')
-    call('DEL', map.data)
-    call('PEXPIRE', map.log, 60000)  -- long enough for every live watcher to see the end
-    if tonumber(call('HGET', keys[2], 'r') or '0') < map.revision then call('HSET', keys[2], 'r', num(map.revision)) end
-    call('PEXPIRE', keys[2], num(DAY))
-  end
-  map.was, maps[place] = map.revision, nil
-  return 1
-end
-
-function rare.u()
-  local key, kind, values = argv[at + 2], argv[at + 3], {}
-  local map = open_map(argv[at + 1], key)
-  local count = argv[at + 4]
-  for i = 1, count do values[i] = argv[at + 4 + i] end
-  at = at + 5 + count
-  local raw = map.held[key]
-  if raw and not string.find(raw, '^%d+:') then return '!wire', true end
-  local current = raw and sub(raw, string.find(raw, ':', 1, true) + 1)
-  local value, problem = update(current or nil, kind, values)
-  if problem then return problem, true end
-  if raw and value == current then return {tonumber(match(raw, '^%d+')), value, raw} end
-  if #value > tonumber(ARGV[4]) then return '!large', true end
-  return {put(map, key, value), value, raw}
-end
---FREQUENT--
--- Decide the next operation, the index-th of its section: its result, and whether the section stops here.
-local function decide(index)
-  local op = argv[at]
-  if op == 's' then
-    local key, when = argv[at + 2], argv[at + 4]
-    local map = open_map(argv[at + 1], key)
-    local raw = map.held[key]
-    at = at + 6
-    if not holds(when, raw) then return {0, map.revision, raw}, argv[at - 1] == 0 end
-    stamps[index] = put(map, key, argv[at - 3])
-    return {1, stamps[index], raw}
-  elseif op == 'd' then
-    local key, when = argv[at + 2], argv[at + 3]
-    local map = open_map(argv[at + 1], key)
-    local raw = map.held[key]
-    at = at + 5
-    if not holds(when, raw) then return {0, map.revision, raw}, argv[at - 1] == 0 end
-    if raw then
-      record(map, 'd' .. key, '')
-      hold(map, key, false)
-    end
-    stamps[index] = map.revision
-    return {1, map.revision, raw}
-  elseif op == 'g' then
-    local key = argv[at + 2]
-    local map = open_map(argv[at + 1], key)
-    at = at + 3
-    return map.held[key]
-  elseif op == 'a' then
-    local stream, name, topic, stamp = open_stream(argv[at + 1]), argv[at + 2], argv[at + 3], argv[at + 5]
-    local payload, optional, create = argv[at + 4], argv[at + 6], argv[at + 7]
-    at = at + 8
-    local problem
-    if not stream.kind and create == 1 then
-      stream.kind, stream.create = 'work', true
-    end
-    if not stream.kind then
-      problem = '!missing'
-    elseif stream.sealed then
-      problem = '!sealed'
-    elseif stream.kind == 'work' and stream.most then
-      stream.length = (stream.length or call('XLEN', stream.events)) + 1
-      if stream.length > stream.most then problem = '!full' end
-    end
-    if problem then return problem, optional == 0 end
-    local fields = {'n', name, 'p', payload}
-    if topic ~= '' then
-      fields[5], fields[6] = 't', topic
-    end
-    if stamp ~= '' then
-      fields[#fields + 1] = 's'
-      fields[#fields + 1] = format('%.0f', stamps[stamp] or 0)
-    end
-    appends[#appends + 1] = {index, stream, fields}
-    return ''
-  elseif op == 'k' then
-    local stream, sink, id = open_stream(argv[at + 1]), argv[at + 2], argv[at + 3]
-    local group, count, consumer = 'g' .. sink, argv[at + 4], argv[at + 5]
-    at = at + 6
-    local rows = redis.pcall('XPENDING', stream.events, group, id, id, 1)
-    local row = not rows.err and rows[1]
-    local mark = sink .. ' ' .. id
-    if not row or row[2] ~= consumer or row[4] ~= count or stream.acked[mark] then return 0 end
-    stream.acked[mark] = true
-    acks[#acks + 1] = {stream, group, id}
-    return 1
-  end
-  return rare[op]()
-end
-
-local function write(results)
-  writing = true
-  -- Appends come first: should another program have put something else where a stream belongs, nothing is written yet.
-  for _, append in ipairs(appends) do
-    local stream = append[2]
-    if stream.create then
-      make_stream(stream.events, stream.config, 'work', '')
-      stream.create = false
-    end
-    if stream.kind == 'log' and stream.most then
-      results[append[1] + 2] = call('XADD', stream.events, 'MAXLEN', stream.most, '*', unpack(append[3]))
-    else
-      results[append[1] + 2] = call('XADD', stream.events, '*', unpack(append[3]))
-    end
-  end
-  for _, map in ipairs(opened) do
-    if map.revision ~= map.was then
-      for _, entry in ipairs(map) do
-        local id
-        if entry[4] then
-          id = call('XADD', map.log, 'NOMKSTREAM', entry[1], entry[2], entry[3], 'p', entry[4])
-        else
-          id = call('XADD', map.log, 'NOMKSTREAM', 'MAXLEN', '~', keep, entry[1], entry[2], entry[3])
-        end
-        if not id then  -- nobody watches any more
-          map.logged = false
-          break
-        end
-      end
-      if map.cleared then call('DEL', map.data) end
-      local head = map.id .. ':' .. map.birth .. (map.logged and ':w' or '')
-      local first = map.dirty[1]
-      if #map.dirty == 1 and map.held[first] then
-        call('HSET', map.data, '', head, first, map.held[first])
+  -- decide
+  while i <= last and not stopped and not failed do
+    local op, key = body[i], body[i + 2]
+    if op == 's' or op == 'd' then
+      local map, set, value, applied = maps[body[i + 1]], op == 's', '', 1
+      if set then
+        value, i = body[i + 3], i + 6
       else
-        local set, unset = {'HSET', map.data, '', head}, nil
-        for _, key in ipairs(map.dirty) do
-          local value = map.held[key]
-          if value then
-            set[#set + 1] = key
-            set[#set + 1] = value
-          else
-            unset = unset or {'HDEL', map.data}
-            unset[#unset + 1] = key
-          end
-        end
-        call(unpack(set))
-        if unset then call(unpack(unset)) end
+        i = i + 5
       end
-      map.was, map.born = map.revision, map.birth
-    end
-  end
-  for _, ack in ipairs(acks) do
-    local stream, group, id = ack[1], ack[2], ack[3]
-    call('XACK', stream.events, group, id)
-    if stream.kind == 'work' then drop_if_done(stream.events, stream.sinks, id) end
-  end
-end
-
-local function decide_and_write()
-  local results, index = {-1}, 0
-  while at <= #argv do
-    local result, stops = decide(index)
-    results[index + 2] = result
-    if stops then
-      results[1] = index
-      return results
+      local when, raw = body[i - 2], map.held[key]
+      failed = map.broken
+      if failed then  -- as told below
+      elseif when == '' or (when == '0:' and not raw) or (raw and sub(raw, 1, #when) == when) then
+        if set or raw then
+          if not map.birth then  -- it begins (again); its first log entry names the revision before it: a gap that is none
+            local first, newest = shared().first_revision(map.log)
+            map.first, map.before, map.birth = format('%.0f', first), format('%.0f', newest), format(':%.0f', first)
+            map.revision, map.was = first - 1, first - 1
+          end
+          local revision = map.revision + 1
+          local digits = format('%d', revision)
+          if #digits < 16 then digits = format('%.0f', revision) end  -- on some machines %d is of 32 bits
+          undo[undos + 1], undo[undos + 2], undo[undos + 3] = map, key, raw
+          undos = undos + 3
+          map.revision, map.digits, stamps[index] = revision, digits, digits
+          if map.edited then map.edited[key] = true end
+          map.held[key] = set and digits .. ':' .. value
+          if map.logged then
+            logs[logged + 1], logs[logged + 2] = map, digits
+            logs[logged + 3], logs[logged + 4] = op .. body[map.names + key], value
+            logged = logged + 4
+          end
+        else
+          stamps[index] = format('%.0f', map.revision)
+        end
+      else
+        applied, stamps[index] = 0, nil
+        stopped = body[i - 1] == 0
+      end
+      answers[n + 1], answers[n + 2], answers[n + 3] = applied, map.revision, raw or false
+      n = n + 3
+    elseif op == 'g' then
+      local map = maps[body[i + 1]]
+      failed = map.broken
+      n, i = n + 1, i + 3
+      answers[n] = map.held[key] or false
+    elseif op == 'a' then
+      local stream, problem = streams[body[i + 1]], nil
+      local kind = stream.kind or (body[i + 7] == 1 and 'work')
+      failed = stream.broken
+      if not kind then
+        problem = '!missing'
+      elseif stream.sealed then
+        problem = '!sealed'
+      elseif kind == 'work' and stream.most then
+        if not stream.length then
+          local length = try('XLEN', stream.events)
+          if type(length) == 'table' then failed = length.err else stream.length = length end
+        end
+        if not failed and stream.length >= stream.most then problem = '!full' end
+      end
+      n = n + 1
+      answers[n] = problem or ''
+      if problem then
+        stopped = body[i + 6] == 0
+      elseif not failed then
+        if not stream.kind then stream.kind, stream.fresh = kind, true end
+        if stream.length then stream.length = stream.length + 1 end
+        appends[appended + 1], appends[appended + 2], appends[appended + 3] = stream, i, n
+        appended = appended + 3
+      end
+      i = i + 8
+    else
+      local stream, group, id = streams[body[i + 1]], 'g' .. key, body[i + 3]
+      local rows = try('XPENDING', stream.events, group, id, id, 1)
+      local row, mark = not rows.err and rows[1], group .. id
+      stream.acked = stream.acked or {}
+      n = n + 1
+      answers[n] = 0
+      if row and row[2] == body[i + 5] and row[4] == body[i + 4] and not stream.acked[mark] then
+        stream.acked[mark], answers[n] = true, 1
+        acks[acked + 1], acks[acked + 2], acks[acked + 3] = stream, group, id
+        acked = acked + 3
+      end
+      i = i + 6
     end
     index = index + 1
   end
-  write(results)
-  return results
+
+  -- write what others may watch: what a section needs is known to be there, but another program may have taken its place
+  if stopped then
+    answers[start] = index - 2
+  elseif not failed then
+    for k = 1, appended, 3 do
+      local stream, op = appends[k], appends[k + 1]
+      local name, topic, payload, stamp = body[op + 2], body[op + 3], body[op + 4], body[op + 5]
+      if stream.fresh then
+        shared().make_stream(stream.events, stream.config, 'work', '')
+        stream.fresh, writing = nil, true
+      end
+      local fields = {'n', name, 'p', payload}
+      if topic ~= '' then fields[5], fields[6] = 't', topic end
+      if stamp ~= '' then
+        fields[#fields + 1] = 's'
+        fields[#fields + 1] = stamps[stamp + 1] or '0'
+      end
+      local id
+      if stream.kind == 'log' and stream.most then
+        id = try('XADD', stream.events, 'MAXLEN', stream.most, '*', unpack(fields))
+      else
+        id = try('XADD', stream.events, '*', unpack(fields))
+      end
+      if type(id) == 'table' then
+        failed = id.err
+        break
+      end
+      answers[appends[k + 2]], writing = id, true
+    end
+    for k = 1, failed and 0 or logged, 4 do
+      local map, id, added = logs[k], logs[k + 1] .. '-' .. nonce, false
+      if logs[k + 1] == map.first then
+        added = try('XADD', map.log, 'NOMKSTREAM', id, logs[k + 2], logs[k + 3], 'p', map.before)
+      elseif map.logged then
+        added = try('XADD', map.log, 'NOMKSTREAM', 'MAXLEN', '~', keep, id, logs[k + 2], logs[k + 3])
+      end
+      map.logged, writing = type(added) == 'string', true  -- without a log nobody watches any more
+    end
+  end
+
+  -- or take back what was decided
+  if stopped or (failed and not writing) then
+    for k = undos - 2, 1, -3 do
+      local map = undo[k]
+      map.held[undo[k + 1]], map.revision = undo[k + 2], map.revision - 1
+      map.digits = format('%.0f', map.revision)
+      if map.first and map.revision == map.was then map.first, map.birth, map.revision, map.was = nil, nil, 0, 0 end
+    end
+    for k = 1, appended, 3 do
+      local stream = appends[k]
+      if stream.length then stream.length = stream.length - 1 end
+      if stream.fresh then stream.fresh, stream.kind = nil, nil end
+    end
+    for k = acked_before + 1, acked, 3 do acks[k].acked[acks[k + 1] .. acks[k + 2]] = nil end
+    acked = acked_before
+  end
+  if failed then
+    for k = n, start + 2, -1 do answers[k] = nil end
+    answers[start], answers[start + 1] = writing and -3 or -2, failed
+    n = start + 1
+  end
+  at = last + 1
 end
 
-for i = next_section, #ARGV do
-  argv, at = i > next_section and cmsgpack.unpack(ARGV[i]) or section, 1
-  opened, streams, appends, acks, stamps, writing = {}, {}, {}, {}, {}, false
-  local good, answer = pcall(decide_and_write)
-  if not good then  -- of this section alone: the others have nothing to do with it
-    local why = type(answer) == 'table' and (answer.broken or answer.err) or tostring(answer)
-    answer = {writing and -3 or -2, why}
-    maps = {}  -- the next section looks for itself what is there
+local from = 1
+while from <= acked do
+  local stream, group, ids = acks[from], acks[from + 1], {}
+  while from <= acked and acks[from] == stream and acks[from + 1] == group do
+    ids[#ids + 1], from = acks[from + 2], from + 3
   end
-  answers[i - 4] = answer
+  call('XACK', stream.events, group, unpack(ids))
+  if stream.kind == 'work' and stream.sinks <= 1 then
+    call('XDEL', stream.events, unpack(ids))
+  elseif stream.kind == 'work' then
+    local drop_if_done = shared().drop_if_done
+    for _, id in ipairs(ids) do drop_if_done(stream.events, stream.sinks, id) end
+  end
+end
+
+for index = 1, body[1] do
+  local map = maps[index]
+  if map.revision ~= map.was then
+    local head = map.digits .. '-' .. nonce .. map.birth .. (map.logged and ':w' or '')
+    local held, edited, names = map.held, map.edited, map.names
+    if not edited and held[2] then  -- of a single key there is nothing to remember
+      call('HSET', map.data, '', head, body[names + 2], held[2])
+    else
+      local fields, count, gone = {map.data, '', head, '', '', '', '', '', '', '', ''}, 3, nil
+      for key = 2, map.size + 1 do
+        if not edited then
+          gone = {map.data, body[names + key]}
+        elseif edited[key] and held[key] then
+          fields[count + 1], fields[count + 2] = body[names + key], held[key]
+          count = count + 2
+        elseif edited[key] then
+          gone = gone or {map.data}
+          gone[#gone + 1] = body[names + key]
+        end
+      end
+      call('HSET', unpack(fields, 1, count))
+      if gone then call('HDEL', unpack(gone)) end
+    end
+  end
 end
 return answers

@@ -15,6 +15,16 @@ local function id_less(a, b)
   return a_high < b_high or (a_high == b_high and a_low < b_low)
 end
 
+-- Where a map begins (again): at the server's time in microseconds, past whatever its log and the namespace's mark remember.
+-- Also the newest revision that the log remembers, or 0.
+local function first_revision(log)
+  local time = redis.call('TIME')
+  local newest = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
+  local before = newest and split_id(newest[1]) or 0
+  local mark = tonumber(redis.call('HGET', KEYS[2], 'r') or '0')
+  return math.max(tonumber(time[1]) * 1000000 + tonumber(time[2]), before + 1, mark + 1), before
+end
+
 local function pairs_to_table(flat)  -- what XINFO answers
   local found = {}
   for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
