@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
 import attrs
+import msgspec
 
 from corepool.driver.maps import ALWAYS, Commit, Entry, MapStore, When
 from corepool.driver.streams import NewEvent, StreamStore
@@ -86,8 +87,7 @@ class Capabilities:
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
-@attrs.frozen(slots=True)
-class SetKey:
+class SetKey(msgspec.Struct, frozen=True, gc=False):
     """Set a key of a map. ``optional``: if the condition does not hold, skip this operation instead of stopping."""
 
     map: str
@@ -97,8 +97,7 @@ class SetKey:
     optional: bool = False
 
 
-@attrs.frozen(slots=True)
-class DeleteKey:
+class DeleteKey(msgspec.Struct, frozen=True, gc=False):
     """Remove a key of a map. ``optional`` as for SetKey."""
 
     map: str
@@ -107,16 +106,14 @@ class DeleteKey:
     optional: bool = False
 
 
-@attrs.frozen(slots=True)
-class GetKey:
+class GetKey(msgspec.Struct, frozen=True, gc=False):
     """Read a key, linearizably, as it is after the operations before this one. Never stops a commit."""
 
     map: str
     key: str
 
 
-@attrs.frozen(slots=True)
-class Append:
+class Append(msgspec.Struct, frozen=True, gc=False):
     """Append an event to a stream, if the stream exists and is not sealed; a missing, sealed or full stream refuses.
 
     stamp: the index in this commit of an earlier SetKey or DeleteKey whose revision the event carries as ``Event.stamp``.
@@ -129,8 +126,7 @@ class Append:
     optional: bool = False
 
 
-@attrs.frozen(slots=True)
-class Ack:
+class Ack(msgspec.Struct, frozen=True, gc=False):
     """Acknowledge a delivery of a sink of this namespace. An invalid receipt never stops a commit."""
 
     receipt: str
@@ -147,8 +143,7 @@ class Refusal(enum.Enum):
     FULL = "full"
 
 
-@attrs.frozen(slots=True)
-class Appended:
+class Appended(msgspec.Struct, frozen=True, gc=False):
     """The result of an Append: the event's id, or why there is none."""
 
     id: str | None
@@ -159,8 +154,7 @@ OpResult: TypeAlias = Commit | Entry | Appended | bool | None
 """SetKey, DeleteKey: Commit. GetKey: Entry or None. Append: Appended. Ack: bool."""
 
 
-@attrs.frozen(slots=True)
-class CommitResult:
+class CommitResult(msgspec.Struct, frozen=True, gc=False):
     """What became of a commit.
 
     results: one per operation that was decided, in order: all of them if ``stopped`` is None, else those up to and including

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol, Self, TypeAlias
 
-import attrs
+import msgspec
 
 __all__ = [
     "ABSENT",
@@ -46,8 +46,7 @@ __all__ = [
 ]
 
 
-@attrs.frozen(slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """One key's value and the revision of the commit that wrote it."""
 
     key: str
@@ -55,8 +54,7 @@ class Entry:
     revision: int
 
 
-@attrs.frozen(slots=True)
-class When:
+class When(msgspec.Struct, frozen=True, gc=False):
     """A write's condition: ``None`` always, ``0`` the key is absent, ``n > 0`` the key's entry has revision n.
 
     For ``clear`` the revision is the map's own: the map's newest commit has revision n (or: the map is empty).
@@ -76,8 +74,7 @@ def REVISION(n: int) -> When:  # noqa: N802  a constructor of a constant, spelle
     return When(n)
 
 
-@attrs.frozen(slots=True)
-class Commit:
+class Commit(msgspec.Struct, frozen=True, gc=False):
     """What became of a write.
 
     applied: whether the condition held and the write took effect.
@@ -94,8 +91,7 @@ class Commit:
     previous: Entry | None
 
 
-@attrs.frozen(slots=True)
-class Set:
+class Set(msgspec.Struct, frozen=True, gc=False):
     """A write for :meth:`MapStore.apply`: set key to value."""
 
     key: str
@@ -103,8 +99,7 @@ class Set:
     when: When = ALWAYS
 
 
-@attrs.frozen(slots=True)
-class Delete:
+class Delete(msgspec.Struct, frozen=True, gc=False):
     """A write for :meth:`MapStore.apply`: remove the key."""
 
     key: str
@@ -117,23 +112,20 @@ Write: TypeAlias = Set | Delete
 # --- atomic value operations: the capability ``value_ops`` -----------------------------------------------------------
 
 
-@attrs.frozen(slots=True)
-class Increment:
+class Increment(msgspec.Struct, frozen=True, gc=False):
     """Add ``by`` to a decimal counter (absent counts as 0). Counters are 64-bit signed."""
 
     by: int
 
 
-@attrs.frozen(slots=True)
-class AppendValues:
+class AppendValues(msgspec.Struct, frozen=True, gc=False):
     """Append to a list (see :mod:`corepool.driver.values`); with ``unique`` only those it does not hold yet."""
 
     values: tuple[bytes, ...]
     unique: bool = False
 
 
-@attrs.frozen(slots=True)
-class RemoveValues:
+class RemoveValues(msgspec.Struct, frozen=True, gc=False):
     """Remove every occurrence of each value from a list. A list that becomes empty stays, as an empty list."""
 
     values: tuple[bytes, ...]
@@ -142,8 +134,7 @@ class RemoveValues:
 ValueOp: TypeAlias = Increment | AppendValues | RemoveValues
 
 
-@attrs.frozen(slots=True)
-class Updated:
+class Updated(msgspec.Struct, frozen=True, gc=False):
     """The result of an atomic value operation: the new value and the revision that wrote it.
 
     An operation that changes nothing (all values were there already) writes nothing; ``revision`` is then the entry's.
@@ -157,8 +148,7 @@ class Updated:
 # --- watching --------------------------------------------------------------------------------------------------------
 
 
-@attrs.frozen(slots=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True, gc=False):
     """The whole map at a revision (0: the map never held anything).
 
     generation: grows, for this watch, each time the store was found to have gone back (it lost acknowledged writes, was
@@ -170,8 +160,7 @@ class Snapshot:
     generation: int = 0
 
 
-@attrs.frozen(slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True, gc=False):
     """One key changed: to ``value``, or to nothing if that is None."""
 
     revision: int
@@ -179,8 +168,7 @@ class Change:
     value: bytes | None
 
 
-@attrs.frozen(slots=True)
-class Cleared:
+class Cleared(msgspec.Struct, frozen=True, gc=False):
     """Every key of the map is gone, in one step."""
 
     revision: int

@@ -22,7 +22,7 @@ import enum
 from collections.abc import Sequence
 from typing import Protocol, Self, TypeAlias
 
-import attrs
+import msgspec
 
 __all__ = [
     "NEWEST",
@@ -43,8 +43,7 @@ __all__ = [
 ]
 
 
-@attrs.frozen(slots=True)
-class NewEvent:
+class NewEvent(msgspec.Struct, frozen=True, gc=False):
     """An event to append: a name, an optional topic, and a payload."""
 
     name: str
@@ -52,8 +51,7 @@ class NewEvent:
     topic: str = ""
 
 
-@attrs.frozen(slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True, gc=False):
     """An event as the stream holds it.
 
     id: increases in append order, compared as a string (S1).
@@ -76,8 +74,7 @@ class StreamKind(enum.Enum):
     LOG = "log"
 
 
-@attrs.frozen(slots=True)
-class StreamConfig:
+class StreamConfig(msgspec.Struct, frozen=True, gc=False):
     """How a stream behaves when it is full. ``max_length`` None: bounded by the backend alone."""
 
     kind: StreamKind = StreamKind.WORK
@@ -87,25 +84,21 @@ class StreamConfig:
 # --- where to start reading ------------------------------------------------------------------------------------------
 
 
-@attrs.frozen(slots=True)
-class Oldest:
+class Oldest(msgspec.Struct, frozen=True, gc=False):
     """From the oldest event the stream still holds."""
 
 
-@attrs.frozen(slots=True)
-class Newest:
+class Newest(msgspec.Struct, frozen=True, gc=False):
     """Only what is appended after `StreamStore.sink` returned, or after the reader's first ``__anext__`` reached the store."""
 
 
-@attrs.frozen(slots=True)
-class After:
+class After(msgspec.Struct, frozen=True, gc=False):
     """What follows the event with this id, whether or not the stream still holds it."""
 
     id: str
 
 
-@attrs.frozen(slots=True)
-class Since:
+class Since(msgspec.Struct, frozen=True, gc=False):
     """From the first event whose timestamp is at or after ``timestamp`` (seconds since 1970, the store's clock)."""
 
     timestamp: float
@@ -133,8 +126,7 @@ class Reading(Protocol):
         ...
 
 
-@attrs.frozen(slots=True)
-class Delivery:
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """An event handed to one member of a sink. ``attempt`` is 1 on the first delivery and larger on later ones
     (2 where the backend cannot count)."""
 
@@ -181,7 +173,7 @@ class StreamStore(Protocol):
     @property
     def name(self) -> str: ...
 
-    async def create(self, config: StreamConfig = StreamConfig()) -> bool:
+    async def create(self, config: StreamConfig = StreamConfig()) -> bool:  # noqa: B008  a frozen value
         """Make the stream exist. True if this call made it; an existing stream keeps its configuration, and its seal."""
         ...
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-import attrs
+import msgspec
 
 from corepool.pool.doorbells import Doorbell
 from corepool.pool.wire import NotifyEvent, StartEvent, StopEvent
@@ -15,38 +15,32 @@ from corepool.pool.wire import NotifyEvent, StartEvent, StopEvent
 __all__ = ["Command", "Fence", "Fenced", "HandOver", "Notify", "Review", "Start", "Stop"]
 
 
-@attrs.frozen(slots=True)
-class Start:
+class Start(msgspec.Struct, frozen=True):
     bell: Doorbell | None
     event: StartEvent
 
 
-@attrs.frozen(slots=True)
-class Stop:
+class Stop(msgspec.Struct, frozen=True):
     bell: Doorbell | None
     event: StopEvent
 
 
-@attrs.frozen(slots=True)
-class Notify:
+class Notify(msgspec.Struct, frozen=True):
     bell: Doorbell
     event: NotifyEvent
 
 
-@attrs.frozen(slots=True)
-class HandOver:
+class HandOver(msgspec.Struct, frozen=True):
     """Let go of the job, if the ring says that it belongs elsewhere."""
 
     why: str
 
 
-@attrs.frozen(slots=True)
-class Fence:
+class Fence(msgspec.Struct, frozen=True):
     """The lease may have run out: stop the handler before anyone may take the job (R8). Writes nothing."""
 
 
-@attrs.frozen(slots=True)
-class Review:
+class Review(msgspec.Struct, frozen=True):
     """Compare the record with what is running here (R9, R13)."""
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import inspect
 import logging
 from collections.abc import Callable
-from functools import partial
+from types import FunctionType
 from typing import Any, Protocol
 
-import attrs
+import msgspec
 
 from corepool.driver import shorten
 from corepool.errors import InvalidHandlerError
@@ -24,8 +25,7 @@ from corepool.errors import InvalidHandlerError
 __all__ = ["FencingToken", "HandlerCalls", "Job", "JobHandler"]
 
 
-@attrs.frozen(slots=True, order=True)
-class FencingToken:
+class FencingToken(msgspec.Struct, frozen=True, order=True, gc=False):
     """Larger for every later owner of a key (R3): give it to whatever the job writes to, and let that refuse smaller ones.
 
     Ordered by generation, then revision; ``int(token)`` keeps the order.
@@ -41,8 +41,7 @@ class FencingToken:
         return f"{self.generation}.{self.revision}"
 
 
-@attrs.frozen(slots=True)
-class Job:
+class Job(msgspec.Struct, frozen=True, gc=False):
     """What a handler's ``start`` is given.
 
     attempt: 1 for the first try since the job last ran; larger after failures and crashes during start.
@@ -94,6 +93,14 @@ def check_handler(handler: object) -> None:
             continue  # a builtin without a signature: the call itself will tell
 
 
+def _is_async(method: Callable[..., Any]) -> bool:
+    function = getattr(method, "__func__", method)
+    return _looked_up(function) if isinstance(function, FunctionType) else inspect.iscoroutinefunction(method)
+
+
+_looked_up = functools.lru_cache(256)(inspect.iscoroutinefunction)  # it takes longer than the call
+
+
 class HandlerCalls:
     """Calls into one handler."""
 
@@ -132,12 +139,12 @@ class HandlerCalls:
         assert task is not None
         self.active[task] = None
         try:
-            if inspect.iscoroutinefunction(method):
+            if _is_async(method):
                 await method(*arguments)
                 return
             loop = asyncio.get_running_loop()
             context = contextvars.copy_context()
-            result = await loop.run_in_executor(None, partial(context.run, method, *arguments))
+            result = await loop.run_in_executor(None, functools.partial(context.run, method, *arguments))
             if inspect.isawaitable(result):  # a plain function that returned a coroutine, e.g. a decorated one
                 await result
         finally:

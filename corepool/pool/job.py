@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from itertools import islice
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from corepool.errors import Requeue
 from corepool.pool import transitions
 from corepool.pool.commands import Command, Fence, Fenced, HandOver, Notify, Review, Start, Stop
 from corepool.pool.doorbells import Doorbell
 from corepool.pool.handlers import FencingToken, Job
+from corepool.pool.interruptible import Interrupted, Stretch
 from corepool.pool.protocol import Outcome
 from corepool.pool.store import Stored
 from corepool.pool.supervisor import TRANSIENT, backoff
@@ -72,7 +73,7 @@ class OwnedJob:
         self._at_work = self._began = self._fencing = self._in_handler = False
         self._commands: deque[Command] = _NOTHING
         self._runner: asyncio.Task[None] | None = None
-        self._interruptible: asyncio.Task[None] | None = None
+        self._interruptible: Stretch | None = None
 
     @property
     def busy(self) -> bool:
@@ -96,7 +97,7 @@ class OwnedJob:
     def interrupt(self) -> None:
         """End a start or notify, or a pause before the next attempt, that is under way."""
         if self._interruptible is not None:
-            self._interruptible.cancel()
+            self._interruptible.interrupt()
 
     def _fence(self, command: Fence) -> None:
         """Before anything else: whatever waits for the backend now must not keep the handler from being stopped."""
@@ -184,20 +185,25 @@ class OwnedJob:
                 if bell is not None:
                     await bell.later(worker.context.options.poll_period)
                 return
-            outcome = await self._claim(stored, bell)
+            # another job may stand under this key by now, with another payload
+            carried = command.event.payload if record.job_id == command.event.record.job_id else None
+            outcome = await self._claim(stored, bell, read_payload=carried is None)
             if outcome.applied and self.stored is not None:
-                await self._launch(self.stored, outcome.payload)
+                await self._launch(self.stored, outcome.payload if carried is None else carried)
                 return
             stored = outcome.current
         await self._done(bell)
         if stored is not None and transitions.is_owned_by(stored.record, worker.id) and not self.running:
             await self._review()
 
-    async def _claim(self, prior: Stored, bell: Doorbell | None) -> Outcome:
+    async def _claim(self, prior: Stored, bell: Doorbell | None, *, read_payload: bool = True) -> Outcome:
         worker = self._worker
         record = transitions.claim(prior.record, worker.id, worker.context.generation, worker.context.wall())
         receipt = None if bell is None else bell.receipt
-        outcome = await self._persist("claim", lambda: worker.context.protocol.claim(self.key, prior, record, receipt))
+        outcome = await self._persist(
+            "claim",
+            lambda: worker.context.protocol.claim(self.key, prior, record, receipt, read_payload=read_payload),
+        )
         if outcome.applied:
             if bell is not None:
                 bell.taken()
@@ -217,13 +223,13 @@ class OwnedJob:
         token = FencingToken(record.generation, claimed.revision)
         job = Job(self.key, payload, token, record.attempt)
         self._began = False
-        ended = await self._interruptibly(self._call_start(job))
-        if ended is None:
-            self.running = self._began  # interrupted: what had begun gets its stop
+        try:
+            error = await self._interruptibly(self._call_start(job))
+        except Interrupted:
+            self.running = self._began  # what had begun gets its stop
             await self._stop_handler()
             self._queue().append(Review())
             return
-        error = asyncio.CancelledError("from within") if ended.cancelled() else ended.exception()
         if error is None:
             self.running = True
             await self._confirm(claimed)
@@ -258,7 +264,9 @@ class OwnedJob:
         if again and record.attempt < context.options.max_start_attempts:
             pauses = backoff(context.random, context.options.start_backoff, context.options.max_start_backoff)
             pause = next(islice(pauses, record.attempt - 1, None))
-            if await self._interruptibly(asyncio.sleep(pause)) is None:
+            try:
+                await self._interruptibly(asyncio.sleep(pause))
+            except Interrupted:
                 return  # what interrupted comes next in the queue, and finds the record STARTING
             await self._release(claimed, f"start failed: {reason}")
             return
@@ -330,11 +338,11 @@ class OwnedJob:
         if not self._worker.handler.takes_notifications:
             verdict, text = Verdict.FAILED, "the handler has no notify(key, payload)"
         else:
-            ended = await self._interruptibly(self._worker.handler.notify(self.key, event.payload))
-            if ended is None:
+            try:
+                error = await self._interruptibly(self._worker.handler.notify(self.key, event.payload))
+            except Interrupted:
                 await bell.later(0.0)  # at least once: whoever owns the job next gets it again
                 return
-            error = asyncio.CancelledError() if ended.cancelled() else ended.exception()
             if error is not None:
                 verdict, text = Verdict.FAILED, f"{type(error).__name__}: {error}"
                 self._worker.log.warning("handler.notify(%r) failed: %r", self.key, error, extra={"job": self.key})
@@ -463,37 +471,28 @@ class OwnedJob:
                 self._in_handler = False
             self.running = False
 
-    async def _interruptibly(self, work: Awaitable[None]) -> asyncio.Task[None] | None:
-        """Do this unless interrupted: the ended task, or None if it was interrupted."""
-        interrupted = any(isinstance(command, Stop | Fence) for command in self._commands)
-        task = asyncio.ensure_future(work)
-        assert isinstance(task, asyncio.Task)
-        if interrupted:
-            task.cancel()
-        self._interruptible = task
-        self._in_handler = True
+    async def _interruptibly(self, work: Coroutine[Any, Any, None]) -> BaseException | None:
+        """Do this unless interrupted; what it raised.
+
+        Raises:
+            Interrupted: a stop or a fence ended it, or was there first.
+        """
+        if self._commands and any(isinstance(command, Stop | Fence) for command in self._commands):
+            work.close()
+            raise Interrupted
+        self._interruptible, self._in_handler = Stretch(), True
         try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            task.cancel()
-            await asyncio.wait([task])
-            raise
+            return await self._interruptible.run(work)
         finally:
-            self._interruptible = None
-            self._in_handler = False
-        was_interrupted = any(isinstance(command, Stop | Fence) for command in self._commands)
-        if was_interrupted and task.cancelled():
-            return None
-        return task
+            self._interruptible, self._in_handler = None, False
 
     async def _read(self) -> Stored | None:
         return await self._persist("read", lambda: self._worker.context.store.job(self.key))
 
-    async def _persist(self, what: str, attempt: Callable[[], Awaitable[T]]) -> T:
+    def _persist(self, what: str, attempt: Callable[[], Awaitable[T]]) -> Coroutine[Any, Any, T]:
         """Until the backend answers; but not beyond the lease, after which others decide."""
-        return await self._worker.context.supervisor.persist(
-            f"job {self.key!r}: {what}", attempt, lambda: not self._worker.lease.valid
-        )
+        worker = self._worker
+        return worker.context.supervisor.persist(("job", self.key, what), attempt, lambda: not worker.lease.valid)
 
     async def _done(self, bell: Doorbell | None) -> None:
         if bell is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import attrs
+import msgspec
 
 from corepool.driver import (
     ABSENT,
@@ -48,8 +48,11 @@ from corepool.pool.wire import (
 __all__ = ["JobProtocol", "Outcome"]
 
 
-@attrs.frozen(slots=True)
-class Outcome:
+_CARRIED_BYTES = 1024
+"""A payload up to this size goes with its doorbell."""
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """What became of a transition.
 
     applied: the record is now what was wanted, at ``revision``.
@@ -98,6 +101,7 @@ class JobProtocol:
     async def admit(self, key: str, record: JobRecord, payload: bytes) -> Outcome:
         """A new job: refused if the key has a record (``current``), or if its target's inbox is gone or the queue full."""
         store = self._store
+        carried = payload if store.atomic and len(payload) <= _CARRIED_BYTES else None
         return await self._transition(
             key,
             record.job_id,
@@ -105,17 +109,19 @@ class JobProtocol:
             SetKey(store.jobs, key, encode(record), ABSENT),
             [
                 SetKey(store.payloads, record.job_id, payload),
-                Append(store.destination(record.worker), event(StartEvent(key, record)), stamp=1),
+                Append(store.destination(record.worker), event(StartEvent(key, record, carried)), stamp=1),
             ],
         )
 
-    async def claim(self, key: str, prior: Stored, record: JobRecord, receipt: str | None) -> Outcome:
+    async def claim(
+        self, key: str, prior: Stored, record: JobRecord, receipt: str | None, *, read_payload: bool = True
+    ) -> Outcome:
         """PENDING (or, after fencing, one's own STARTING or RUNNING) becomes STARTING."""
         store = self._store
         before: list[Op] = [SetKey(store.owned(record.worker), key, record.job_id.encode())]
         if prior.record.state is JobState.RUNNING:
             before.insert(0, self._attend(key, record))
-        after: list[Op] = [GetKey(store.payloads, record.job_id)]
+        after: list[Op] = [GetKey(store.payloads, record.job_id)] if read_payload else []
         if receipt is not None:
             after.append(Ack(receipt))
         write = SetKey(store.jobs, key, encode(record), REVISION(prior.revision))
@@ -279,13 +285,13 @@ class JobProtocol:
                 return Outcome(False, revision, current, doubtful=True)
             outcome = await self._complete(revision, [*before, *after])
             # A record that is as it was wanted is so by this hand; one that is gone may be so by another's.
-            return attrs.evolve(outcome, doubtful=isinstance(write, DeleteKey))
+            return msgspec.structs.replace(outcome, doubtful=isinstance(write, DeleteKey))
         except BackendUnavailable as error:
             raise OutcomeUnknown(f"whether the record of {key!r} was changed cannot be told now: {error}") from error
 
     async def _complete(self, revision: int, after: list[Op]) -> Outcome:
         """The record is as wanted; do (again) what follows it."""
-        rest = [attrs.evolve(op, stamp=None) if isinstance(op, Append) else op for op in after]
+        rest = [msgspec.structs.replace(op, stamp=None) if isinstance(op, Append) else op for op in after]
         if not rest:
             return Outcome(True, revision, None)
         result = await self._store.namespace.commit(rest)

@@ -15,6 +15,7 @@ import msgspec
 
 from corepool.driver import Backend, Delivery, NewEvent, SinkStore, StreamConfig, StreamKind, check_name
 from corepool.errors import BackendUnavailable, CorepoolError, NodeClosedError, PoolShutdownError
+from corepool.pool.acks import LateAcks
 from corepool.pool.cleanup import Cleanup
 from corepool.pool.context import NodeContext, PoolLog, new_id
 from corepool.pool.incarnation import clear_incarnation, current_incarnation
@@ -34,6 +35,8 @@ __all__ = ["Session"]
 
 NODE_SINK = "owner"
 _BATCH = 256
+_ACK_WITHIN = 0.02
+"""Seconds that the acknowledgement of an answer may wait for others."""
 
 
 class Session:
@@ -47,6 +50,7 @@ class Session:
         self.inbox_heard_at = context.clock.monotonic()
         self.pings: dict[bytes, asyncio.Future[None]] = {}
         self._sink: SinkStore | None = None
+        self._acks: LateAcks | None = None
         self._loops: list[asyncio.Task[Any]] = []
         self._rebirth: asyncio.Task[None] | None = None
         self._identity = asyncio.Lock()
@@ -125,10 +129,12 @@ class Session:
         await store.stream(store.queue).create(StreamConfig(StreamKind.WORK, context.options.max_queued_jobs))
         renewal = self.lease.renewal()
         self.lease.begin(await store.map(store.node_keep_alive).set(context.node_id, renewal.value, renewal.when))
-        self._sink = await inbox.sink(NODE_SINK, ack_wait=context.options.ack_grace_period)
+        grace = context.options.ack_grace_period
+        self._sink = await inbox.sink(NODE_SINK, ack_wait=grace)
+        self._acks = LateAcks(self._sink, context.supervisor, min(_ACK_WITHIN, grace / 8))
         if not await context.membership.change_node(context.node_id, MemberState.ACTIVE):
             self.lease.dead = True
-            await self._sink.aclose()
+            await self._close_inbox()
             await inbox.destroy()
             await store.map(store.node_keep_alive).delete(context.node_id)
             raise BackendUnavailable(
@@ -280,9 +286,7 @@ class Session:
         await asyncio.gather(*(worker.stop_all_handlers(context.options.worker_shutdown_ttl) for worker in old))
         gone = context.node_id
         while self.ended is None:
-            if self._sink is not None:  # the dead id's, or one of an attempt that failed: nothing rings there any more
-                await self._sink.aclose()
-                self._sink = None
+            await self._close_inbox()  # the dead id's, or one of an attempt that failed: nothing rings there any more
             # A new id for each attempt: what an earlier one left half made is buried by others, under its own name.
             context.node_id = context.new_id("n")
             context.log = context.log.at(node=context.node_id)
@@ -313,10 +317,10 @@ class Session:
     # --- loops -------------------------------------------------------------------------------------------------------
 
     async def _take_answers(self) -> None:
-        if self._sink is None:
+        if self._sink is None or self._acks is None:
             await asyncio.sleep(self.context.options.poll_period / 10)  # being reborn
             return
-        sink = self._sink
+        sink, acks = self._sink, self._acks
         try:
             deliveries = await sink.receive(_BATCH)
         except BackendUnavailable:
@@ -326,7 +330,7 @@ class Session:
         self.inbox_heard_at = self.context.clock.monotonic()
         for delivery in deliveries:
             self._deliver(delivery)
-        await sink.ack([delivery.receipt for delivery in deliveries])
+            acks.add(delivery.receipt)
 
     def _deliver(self, delivery: Delivery) -> None:
         event = delivery.event
@@ -433,6 +437,12 @@ class Session:
         await self.context.supervisor.cancel(*self._loops)
         self._loops.clear()
         await self.router.close()
+        await self._close_inbox()
+
+    async def _close_inbox(self) -> None:
+        if self._acks is not None:
+            self._acks.drop()
+            self._acks = None
         if self._sink is not None:
             await self._sink.aclose()
             self._sink = None

@@ -90,17 +90,18 @@ class Supervisor:
                 self._log.exception("%s failed; starting it again", name)
                 await asyncio.sleep(next(pauses))
 
-    async def persist(self, what: str, attempt: Callable[[], Awaitable[T]], give_up: Callable[[], bool]) -> T:
+    async def persist(self, what: object, attempt: Callable[[], Awaitable[T]], give_up: Callable[[], bool]) -> T:
         """Call ``attempt`` until the backend answers, or until ``give_up``.
 
         Raises:
             BackendUnavailable, OutcomeUnknown: the last one, once ``give_up`` said so.
         """
-        pauses = backoff(self._random, _FIRST_PAUSE, _LONGEST_PAUSE)
+        pauses: Iterator[float] | None = None
         while True:
             try:
                 return await attempt()
             except TRANSIENT as error:
+                pauses = pauses or backoff(self._random, _FIRST_PAUSE, _LONGEST_PAUSE)
                 if give_up():
                     raise
                 self._log.debug("%s: %s; trying again", what, error)

@@ -163,10 +163,14 @@ class Attention(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class StartEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Doorbell: this record was made PENDING for you (its revision is the event's stamp)."""
+    """Doorbell: this record was made PENDING for you (its revision is the event's stamp).
+
+    payload: the job's, if it is short and was surely stored by then: one read less for who claims it.
+    """
 
     key: str
     record: JobRecord
+    payload: bytes | None = None
 
 
 class StopEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, cast
 
-import attrs
+import msgspec
 import pytest
 
 from corepool.driver import (
@@ -132,7 +132,7 @@ def test_a_batch_that_stops_changes_nothing_and_tells_nobody(server: Server, sto
     assert stopped.results[4:] == (result,)
     assert state(server) == before
     assert (len(seen), deliveries) == (told, [])
-    optional: Any = attrs.evolve(cast("Any", stopper), optional=True)
+    optional: Any = msgspec.structs.replace(cast("Any", stopper), optional=True)
     went_on = commit(server, *ops, optional, SetKey("m", "later", b"1"))
     assert went_on.stopped is None
     assert maps.get("m", "later") is not None

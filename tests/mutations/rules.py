@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
+import msgspec
 
 from corepool.driver import ABSENT, ALWAYS, DeleteKey, SetKey
 from corepool.pool import dispatch, job, node, transitions
@@ -181,7 +182,7 @@ def _record_last(change_worker: Any) -> Any:
 
 def _any_revision(make_op: Any) -> Any:
     def op(self: CleanupLock) -> Any:
-        return attrs.evolve(make_op(self), when=ALWAYS)
+        return msgspec.structs.replace(make_op(self), when=ALWAYS)
 
     return op
 

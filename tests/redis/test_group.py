@@ -23,17 +23,19 @@ def text(server: Server, *args: str | bytes) -> str:
     return reply.decode()
 
 
-def scripts_run(server: Server) -> int:
+def scripts_run(server: Server, command_name: str = "evalsha") -> int:
     """How many scripts the server has run by now."""
     for line in text(server, "INFO", "commandstats").splitlines():
-        if line.startswith("cmdstat_evalsha:"):
+        if line.startswith(f"cmdstat_{command_name}:"):
             return int(line.split("calls=")[1].split(",")[0])
     return 0
 
 
 async def test_what_is_committed_in_one_turn_is_one_script(own_server: Server, connect: Connect) -> None:
     space = (await connect(own_server.url)).namespace("group")
-    await space.map("m").set("first", b"")
+    await asyncio.gather(
+        *(space.map("m").set(f"first{n}", b"") for n in range(2))
+    )  # so that the server knows the script
     before = scripts_run(own_server)
     commits = await asyncio.gather(*(space.map("m").set(f"k{n}", b"%d" % n) for n in range(8)))
     assert scripts_run(own_server) == before + 1
@@ -41,9 +43,27 @@ async def test_what_is_committed_in_one_turn_is_one_script(own_server: Server, c
     assert revisions == list(range(revisions[0], revisions[0] + 8)), "in the order in which they were handed in"
 
 
+async def test_a_group_whose_script_is_unknown_goes_once_more_as_a_whole(own_server: Server, connect: Connect) -> None:
+    space = (await connect(own_server.url)).namespace("unknown")
+    command(own_server.port, "SCRIPT", "FLUSH")
+    await asyncio.gather(*(space.map("m").set(f"first{n}", b"") for n in range(8)))
+    assert scripts_run(own_server, "eval") == 1
+    command(own_server.port, "SCRIPT", "FLUSH")
+    calls = [asyncio.ensure_future(space.map("m").set(f"k{n}", b"")) for n in range(8)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # sent, and not yet refused
+    calls[3].cancel()
+    done = await asyncio.gather(*calls, return_exceptions=True)
+    assert [number for number, commit in enumerate(done) if isinstance(commit, BaseException)] == [3]
+    assert await space.map("m").get("k3") is None, "who was cancelled is not sent again"
+    assert await space.map("m").get("k4") is not None
+
+
 async def test_a_large_group_is_several_scripts(own_server: Server, connect: Connect) -> None:
     space = (await connect(own_server.url)).namespace("group")
-    await space.map("m").set("first", b"")
+    await asyncio.gather(
+        *(space.map("m").set(f"first{n}", b"") for n in range(2))
+    )  # so that the server knows the script
     before = scripts_run(own_server)
     await asyncio.gather(*(space.map("m").set(f"k{n}", b"") for n in range(64)))
     many = scripts_run(own_server) - before

@@ -174,21 +174,21 @@ class Batch:
         check_key(key, self._space.capabilities)
         check_value(value, self._space.capabilities)
         pair = self._space.pair("map", name)
-        self._ops.append(("s", pair, key, as_text(value), encode_when(when), int(optional)))
+        self._ops.append(("s", pair, key, (as_text(value), encode_when(when), int(optional))))
         self._grows = self._writes = True
         self.size += len(value) + len(key)
 
     def delete(self, name: str, key: str, when: When, *, optional: bool) -> None:
         """Remove a key of a map."""
         check_key(key, self._space.capabilities)
-        self._ops.append(("d", self._space.pair("map", name), key, encode_when(when), int(optional)))
+        self._ops.append(("d", self._space.pair("map", name), key, (encode_when(when), int(optional))))
         self._writes = True
         self.size += len(key)
 
     def get(self, name: str, key: str) -> None:
         """Read a key of a map."""
         check_key(key, self._space.capabilities)
-        self._ops.append(("g", self._space.pair("map", name), key))
+        self._ops.append(("g", self._space.pair("map", name), key, ()))
 
     def append(self, name: str, event: NewEvent, *, stamp: int | None = None, optional: bool, create: bool) -> None:
         """Append an event to a stream."""
@@ -199,7 +199,7 @@ class Batch:
         check_value(event.payload, space.capabilities)
         pair, stamped = space.pair("stream", name), "" if stamp is None else stamp
         self._ops.append(
-            ("a", pair, event.name, event.topic, as_text(event.payload), stamped, int(optional), int(create))
+            ("a", pair, "", (event.name, event.topic, as_text(event.payload), stamped, int(optional), int(create)))
         )
         self._grows = self._writes = True
         self.size += len(event.payload)
@@ -208,10 +208,10 @@ class Batch:
         """Acknowledge a delivery. A receipt that is none of ours is sent as one that fits nothing."""
         found = Receipt.parse(receipt)
         if found is None or len(found.stream.encode()) > self._space.capabilities.max_name_bytes:
-            self._ops.append(("k", self._space.pair("stream", "-"), "0", "0-1", 0, "-"))
+            self._ops.append(("k", self._space.pair("stream", "-"), "", ("0", "0-1", 0, "-")))
         else:
             pair = self._space.pair("stream", found.stream)
-            self._ops.append(("k", pair, str(found.sink), str(found.id), found.count, found.consumer))
+            self._ops.append(("k", pair, "", (str(found.sink), str(found.id), found.count, found.consumer)))
         self._writes = True
 
     # --- running ------------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ _APPLY, _SHRINK = Script.named("apply"), Script.named("apply-shrink")
 
 def set_section(pair: Pair, key: str, value: bytes, when: When) -> Section:
     """What a batch with one set comes to: keep-alives and records do this all day."""
-    return Section(_APPLY, (("s", pair, key, as_text(value), encode_when(when), 1),), len(value), repeat=False)
+    return Section(_APPLY, (("s", pair, key, (as_text(value), encode_when(when), 1)),), len(value), repeat=False)
 
 
 async def apply(space: Space, section: Section) -> tuple[int | None, list[Reply]]:

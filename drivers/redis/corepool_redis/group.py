@@ -8,8 +8,9 @@ Invariants:
 - Sections reach the server in the order in which they were handed in, unless the server refuses some as a whole (a script that
   it does not know yet); each is applied as a whole or not at all, whatever becomes of the others (``apply.lua``).
 - A section whose caller was cancelled before it left is not sent; afterwards its answer is dropped (M6).
-- Nothing is repeated here. A section that was certainly not applied goes back to its caller, who may send it again alone and
-  who stops doing so when he is cancelled: a background task that repeated it might do so after `settle` (R2).
+- Only for callers who still wait is anything sent again: who was cancelled may have called `settle` since (R2). A group whose
+  script the server does not know goes once more with its text; any other section that was certainly not applied goes back to
+  its caller, who may send it again alone.
 
 Neighbours: :mod:`corepool_redis.commit` encodes sections and reads answers; :mod:`corepool_redis.link` sends.
 """
@@ -27,7 +28,7 @@ import msgspec
 from corepool_redis.connection import ConnectionLost
 from corepool_redis.keys import mark_key
 from corepool_redis.link import Link, Refused
-from corepool_redis.resp import Reply, ReplyError
+from corepool_redis.resp import Arg, Reply, ReplyError
 from corepool_redis.scripts import Script
 
 __all__ = ["GroupCommit", "Lost", "Operation", "Pair", "Part", "Section", "as_text", "encode_sections"]
@@ -40,10 +41,11 @@ Pair: TypeAlias = tuple[bytes, bytes]
 Part: TypeAlias = msgspec.Raw | str | int
 """Of an operation; bytes are as :func:`as_text` makes them. Never None: a hole in a Lua table may be taken for its end."""
 
-Operation: TypeAlias = tuple[str, Pair, *tuple[Part, ...]]
-"""As ``apply.lua`` describes them, with the pair where that expects an index, and the key itself."""
+Operation: TypeAlias = tuple[str, Pair, str, tuple[Part, ...]]
+"""The letter by which ``apply.lua`` knows it, the pair and, if that is a map's, the key, and the rest as described there."""
 
-_OF_MAPS = frozenset("sdg")
+_OF_MAPS, _IN_THREE = "sdg", "sd"
+_SET, _OPTIONAL = Script.named("set"), 2  # where a set says that it is
 
 _MOST_SECTIONS, _MOST_BYTES = 8, 256 * 1024
 """A group does not grow beyond this: the server does nothing else while it runs. More sections would each cost the server a
@@ -55,6 +57,11 @@ def as_text(value: bytes) -> msgspec.Raw:
     return msgspec.Raw(b"\xdb%b%b" % (len(value).to_bytes(4, "big"), value))
 
 
+def from_text(text: msgspec.Raw) -> bytes:
+    """The bytes again."""
+    return bytes(memoryview(text)[5:])
+
+
 class Lost(Exception):
     """The connection was lost, or the server's answer makes no sense, after a section was sent."""
 
@@ -62,46 +69,51 @@ class Lost(Exception):
 class Section:
     """The operations of one caller.
 
-    script: which one runs it. size: bytes of values. repeat: it changes nothing.
+    script: which one runs it. size: bytes of values. repeat: it changes nothing. width: parts of the answer if all are decided.
     """
 
-    __slots__ = ("ops", "repeat", "script", "size")
+    __slots__ = ("ops", "repeat", "script", "size", "width")
 
     def __init__(self, script: Script, ops: Sequence[Operation], size: int, *, repeat: bool) -> None:
         self.script = script
         self.ops = ops
         self.size = size
         self.repeat = repeat
+        self.width = width_of(ops)
+
+
+def width_of(ops: Sequence[Operation]) -> int:
+    """How many parts the answer to these has."""
+    return sum([3 if op[0] in _IN_THREE else 1 for op in ops])
 
 
 def encode_sections(sections: Sequence[Section], marks: bytes) -> tuple[list[bytes], bytes]:
     """Keys and the last argument of the script for these sections. marks: the key that every run names."""
     keys: list[bytes] = [marks]
-    maps: dict[Pair, tuple[int, int, dict[Part, int]]] = {}  # their index, their place in KEYS, the index of each key
+    maps: dict[Pair, tuple[int, int, dict[str, int]]] = {}  # their index, their place in KEYS, the index of each key
     streams: dict[Pair, tuple[int, int]] = {}
     flat: list[Part] = []
     for section in sections:
         begin = len(flat)
         flat.append(0)
-        for op in section.ops:
-            pair = op[1]
-            if op[0] in _OF_MAPS:
+        for letter, pair, key, rest in section.ops:
+            if letter in _OF_MAPS:
                 found = maps.get(pair)
                 if found is None:
                     found = maps[pair] = (len(maps) + 1, len(keys) + 2, {})  # Lua counts from 1; the fence comes first
                     keys += pair
-                names = found[2]
-                key = op[2]
+                number, _, names = found
                 index = names.get(key)
                 if index is None:
                     index = names[key] = len(names) + 2
-                flat += (op[0], found[0], index, *op[3:])
+                flat += (letter, number, index)
             else:
                 where = streams.get(pair)
                 if where is None:
                     where = streams[pair] = (len(streams) + 1, len(keys) + 2)
                     keys += pair
-                flat += (op[0], where[0], *op[2:])
+                flat += (letter, where[0])
+            flat += rest
         flat[begin] = len(flat) - begin - 1
     body: list[Part] = [len(maps)]
     for _, place, names in maps.values():
@@ -109,6 +121,17 @@ def encode_sections(sections: Sequence[Section], marks: bytes) -> tuple[list[byt
     body.append(len(streams))
     body += [place for _, place in streams.values()]
     return keys, _pack(body + flat)
+
+
+def encode(sections: Sequence[Section], marks: bytes) -> tuple[Script, list[bytes], tuple[Arg, ...]]:
+    """The script for these sections, its keys, and its last arguments. A lone set, the most frequent of all, has its own."""
+    section = sections[0]
+    if len(sections) == 1 and len(section.ops) == 1:
+        letter, pair, key, rest = section.ops[0]
+        if letter == "s" and rest[_OPTIONAL] == 1:
+            return _SET, [marks, *pair], (key, from_text(rest[0]), rest[1])  # type: ignore[arg-type]
+    keys, body = encode_sections(sections, marks)
+    return section.script, keys, (body,)
 
 
 def split_answers(sections: Sequence[Section], flat: Sequence[Reply]) -> list[Reply] | None:
@@ -122,12 +145,12 @@ def split_answers(sections: Sequence[Section], flat: Sequence[Reply]) -> list[Re
         begin = at
         if not isinstance(stopped, int) or stopped >= len(section.ops):
             return None
-        if stopped < -1:
+        if stopped == -1:
+            at += 1 + section.width
+        elif stopped < -1:
             at += 2
         else:
-            at += 1
-            for op in section.ops if stopped < 0 else section.ops[: stopped + 1]:
-                at += 3 if op[0] in "sd" else 1
+            at += 1 + width_of(section.ops[: stopped + 1])
         answers.append(flat[begin:at])  # type: ignore[arg-type]
     return answers if at == len(flat) else None
 
@@ -188,10 +211,8 @@ class GroupCommit:
             OutcomeUnknown: applied or not, or still may be.
             Refused: the server answered with an error.
         """
-        keys, body = encode_sections((section,), self._marks)
-        return await self._link.run(
-            section.script, keys, (*self.head(), body), scope=self._scope, repeat=section.repeat
-        )
+        script, keys, args = encode((section,), self._marks)
+        return await self._link.run(script, keys, (*self.head(), *args), scope=self._scope, repeat=section.repeat)
 
     def head(self) -> tuple[int, int]:
         """A fresh nonce, by which entries of the change logs are told from those of another history, and the logs' length."""
@@ -201,24 +222,26 @@ class GroupCommit:
         """Send what was handed in until now."""
         groups, self._groups = self._groups, []
         for group in groups:
-            if any(future.cancelled() for future in group.futures):
-                both = zip(group.sections, group.futures, strict=True)
-                kept = [(section, future) for section, future in both if not future.cancelled()]
-                group.sections = [section for section, _ in kept]
-                group.futures = [future for _, future in kept]
-            if group.sections:
-                self._send(group)
-                self._link.flush()
+            self._send(group)
 
-    def _send(self, group: _Group) -> None:
-        keys, body = encode_sections(group.sections, self._marks)
-        sent = self._link.send_now(group.script, keys, (*self.head(), body), scope=self._scope)
+    def _send(self, group: _Group, *, full: bool = False) -> None:
+        """Send what is still wanted of a group. full: with the text of its script."""
+        if any(future.cancelled() for future in group.futures):
+            both = zip(group.sections, group.futures, strict=True)
+            kept = [(section, future) for section, future in both if not future.cancelled()]
+            group.sections = [section for section, _ in kept]
+            group.futures = [future for _, future in kept]
+        if not group.sections:
+            return
+        script, keys, args = encode(group.sections, self._marks)
+        sent = self._link.send_now(script, keys, (*self.head(), *args), scope=self._scope, full=full)
         if sent is None:
             _settle(group.futures, [None] * len(group.futures))
         else:
-            sent.add_done_callback(partial(self._arrived, group))
+            sent.add_done_callback(partial(self._arrived, group, full))
+            self._link.flush()
 
-    def _arrived(self, group: _Group, sent: asyncio.Future[Reply]) -> None:
+    def _arrived(self, group: _Group, full: bool, sent: asyncio.Future[Reply]) -> None:
         futures = group.futures
         if sent.cancelled():  # nobody does, but the loop may be torn down
             return
@@ -231,7 +254,9 @@ class GroupCommit:
             return
         reply = sent.result()
         if isinstance(reply, ReplyError):
-            if self._link.surely_refused(reply):
+            if reply.code == "NOSCRIPT" and not full:
+                self._send(group, full=True)
+            elif self._link.surely_refused(reply):
                 _settle(futures, [None] * len(futures))
             elif len(futures) == 1:
                 _fail(futures, Refused(reply))

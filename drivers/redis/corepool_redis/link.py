@@ -289,9 +289,10 @@ class Link:
         )
 
     def send_now(
-        self, script: Script, keys: Sequence[bytes], args: Sequence[Arg], *, scope: bytes
+        self, script: Script, keys: Sequence[bytes], args: Sequence[Arg], *, scope: bytes, full: bool
     ) -> asyncio.Future[Reply] | None:
         """Send a fenced script once, without waiting: None if there is no socket, or no room on it; nothing was sent then.
+        full: with its text, for a server that does not know it yet.
 
         The future ends with the reply, an error of the server included, or with `ConnectionLost`.
         """
@@ -299,7 +300,7 @@ class Link:
         if connection is None or not self._room.try_take():
             return None
         fenced = (fence_key(scope, self.client), *keys)
-        command = script.invoke(fenced, (connection.epoch, *args), full=False, flagged=self.server.has_script_flags)
+        command = script.invoke(fenced, (connection.epoch, *args), full=full, flagged=self.server.has_script_flags)
         return connection.send(command, patience=self._settings.timeout, scope=scope)
 
     def flush(self) -> None:

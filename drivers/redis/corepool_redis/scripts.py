@@ -30,6 +30,7 @@ __all__ = ["Script"]
 _SCRIPTS = {
     "apply": (("common", "apply"), "deny", True),
     "apply-shrink": (("common", "apply"), "allow", True),
+    "set": (("common", "set"), "deny", True),
     "map-clear": (("common", "map", "map_clear"), "allow", True),
     "map-destroy": (("common", "map", "map_destroy"), "allow", True),
     "map-update": (("common", "map", "map_update"), "deny", True),

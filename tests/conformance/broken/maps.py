@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import attrs
+import msgspec
 
 from corepool.driver import ABSENT, ALWAYS, Change, Commit, Entry, SetKey, Snapshot, When, encode_counter
 from corepool.errors import BackendUnavailable
@@ -361,7 +362,9 @@ class CommitIsNotAtomic(Broken):
 
 class DeafNamespace(Namespace):
     async def commit(self, ops: Sequence[Any]) -> Any:
-        return await self.inner.commit([attrs.evolve(op, when=ALWAYS) if isinstance(op, SetKey) else op for op in ops])
+        return await self.inner.commit(
+            [msgspec.structs.replace(op, when=ALWAYS) if isinstance(op, SetKey) else op for op in ops]
+        )
 
 
 @caught_by("commit::test_one_commit_wins_and_rings_once", "M2")

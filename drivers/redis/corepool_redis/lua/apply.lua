@@ -38,17 +38,18 @@ for index = 1, body[1] do
     if not revision then broken = 'WRONGTYPE the head of a map was not written by this driver' end
   end
   revision = tonumber(revision)
-  maps[index] = {data = KEYS[place], log = KEYS[place + 1], broken = broken, names = at, size = last - at, held = held,
-    revision = revision, was = revision, birth = birth, logged = logged ~= '', digits = nil, first = nil,
-    before = nil, edited = last > at + 2 and {false, false, false, false, false, false, false, false, false}}
+  maps[index] = {names = at, held = held, revision = revision, was = revision, digits = nil, birth = birth,
+    logged = logged ~= '', edited = last > at + 2 and {false, false, false, false, false, false, false, false, false}}
+  if broken then maps[index].broken = broken end
   at = last + 1
 end
 
 for index = 1, body[at] do
   local place = body[at + index]
   local found = try('HMGET', KEYS[place + 1], 'k', 'm', 'x', 'n')
-  streams[index] = {events = KEYS[place], config = KEYS[place + 1], broken = found.err, kind = found[1],
-    most = tonumber(found[2] or ''), sealed = found[3], sinks = tonumber(found[4] or 0), length = nil, fresh = nil, acked = nil}
+  streams[index] = {events = KEYS[place], config = KEYS[place + 1], kind = found[1], most = tonumber(found[2] or ''),
+    sealed = found[3], sinks = tonumber(found[4] or 0)}
+  if found.err then streams[index].broken = found.err end
 end
 at = at + body[at] + 1
 
@@ -83,7 +84,7 @@ while body[at] do
       elseif when == '' or (when == '0:' and not raw) or (raw and sub(raw, 1, #when) == when) then
         if set or raw then
           if not map.birth then  -- it begins (again); its first log entry names the revision before it: a gap that is none
-            local first, newest = shared().first_revision(map.log)
+            local first, newest = shared().first_revision(KEYS[body[map.names] + 1])
             map.first, map.before, map.birth = format('%.0f', first), format('%.0f', newest), format(':%.0f', first)
             map.revision, map.was = first - 1, first - 1
           end
@@ -188,10 +189,11 @@ while body[at] do
     end
     for k = 1, failed and 0 or logged, 4 do
       local map, id, added = logs[k], logs[k + 1] .. '-' .. nonce, false
+      local log = KEYS[body[map.names] + 1]
       if logs[k + 1] == map.first then
-        added = try('XADD', map.log, 'NOMKSTREAM', id, logs[k + 2], logs[k + 3], 'p', map.before)
+        added = try('XADD', log, 'NOMKSTREAM', id, logs[k + 2], logs[k + 3], 'p', map.before)
       elseif map.logged then
-        added = try('XADD', map.log, 'NOMKSTREAM', 'MAXLEN', '~', keep, id, logs[k + 2], logs[k + 3])
+        added = try('XADD', log, 'NOMKSTREAM', 'MAXLEN', '~', keep, id, logs[k + 2], logs[k + 3])
       end
       map.logged, writing = type(added) == 'string', true  -- without a log nobody watches any more
     end
@@ -241,18 +243,19 @@ for index = 1, body[1] do
   if map.revision ~= map.was then
     local head = map.digits .. '-' .. nonce .. map.birth .. (map.logged and ':w' or '')
     local held, edited, names = map.held, map.edited, map.names
+    local data = KEYS[body[names]]
     if not edited and held[2] then  -- of a single key there is nothing to remember
-      call('HSET', map.data, '', head, body[names + 2], held[2])
+      call('HSET', data, '', head, body[names + 2], held[2])
     else
-      local fields, count, gone = {map.data, '', head, '', '', '', '', '', '', '', ''}, 3, nil
-      for key = 2, map.size + 1 do
+      local fields, count, gone = {data, '', head, '', '', '', '', '', '', '', ''}, 3, nil
+      for key = 2, body[names + 1] + 1 do
         if not edited then
-          gone = {map.data, body[names + key]}
+          gone = {data, body[names + key]}
         elseif edited[key] and held[key] then
           fields[count + 1], fields[count + 2] = body[names + key], held[key]
           count = count + 2
         elseif edited[key] then
-          gone = gone or {map.data}
+          gone = gone or {data}
           gone[#gone + 1] = body[names + key]
         end
       end
