@@ -100,11 +100,14 @@ class Connection(asyncio.Protocol):
         """How many commands wait for their reply."""
         return len(self._slots)
 
-    def send(self, command: bytes, *, patience: float, scope: bytes | None = None) -> asyncio.Future[Reply]:
+    def send(
+        self, command: bytes, *, patience: float, scope: bytes | None = None, at_once: bool = False
+    ) -> asyncio.Future[Reply]:
         """Queue a command; the future ends with its reply (an error of the server is a value) or :class:`ConnectionLost`.
 
         patience: seconds this command may take once it is the oldest; a blocking read's own block is added by the caller.
         scope: set for writes; handed back in ``on_lost`` if the outcome is unknown.
+        at_once: write it, and what was queued before, now and not at the end of this turn of the loop.
         """
         future: asyncio.Future[Reply] = self._loop.create_future()
         if self.closed:
@@ -115,7 +118,9 @@ class Connection(asyncio.Protocol):
         self._slots.append(slot)
         self._unsent.append(command)
         self._unsent_slots.append(slot)
-        if not self._flushing and not self._paused:
+        if at_once:
+            self._flush()
+        elif not self._flushing and not self._paused:
             self._flushing = True
             self._loop.call_soon(self._flush_later)
         if self._watchdog is None:
@@ -124,10 +129,6 @@ class Connection(asyncio.Protocol):
             self._watchdog.cancel()
             self._watchdog = self._loop.call_later(patience, self._watch)
         return future
-
-    def flush(self) -> None:
-        """Write what was queued now, not at the end of this turn of the loop."""
-        self._flush()
 
     def abort(self, reason: str) -> None:
         """Give the socket up at once; idempotent."""

@@ -1,8 +1,8 @@
 """Group commit: what is committed in one turn of the loop goes to the server as one script.
 
 Purpose: a script has a price of its own, on the server and here; callers that commit at the same moment share it. A lone
-caller pays nothing for it: his section leaves in the turn after it was handed in, as it would have anyhow. A full group leaves
-at once, so that the server is at work on it while the next one fills.
+caller pays nothing for it: while nothing is under way, a section leaves at once (Nagle's algorithm, RFC 896). A full group leaves
+at once too, so that the server is at work on it while the next one fills; any other at the end of the turn.
 Invariants:
 
 - Sections reach the server in the order in which they were handed in, unless the server refuses some as a whole (a script that
@@ -178,14 +178,14 @@ class GroupCommit:
         self._log_length = log_length
         self._random = rng
         self._groups: list[_Group] = []
+        self._under_way = 0
 
     def submit(self, section: Section) -> asyncio.Future[Reply]:
         """Hand a section in. The future ends with its answer; with None if it was certainly not applied; or with `Lost`
         or `Refused`."""
         groups = self._groups
         loop = asyncio.get_running_loop()
-        if not groups:
-            loop.call_soon(self.leave)
+        first = not groups
         group = groups[-1] if groups else None
         if (
             group is None
@@ -199,8 +199,10 @@ class GroupCommit:
         group.sections.append(section)
         group.futures.append(future)
         group.size += section.size
-        if len(group.sections) >= _MOST_SECTIONS:
+        if not self._under_way or len(group.sections) >= _MOST_SECTIONS:
             self.leave()
+        elif first:
+            loop.call_soon(self.leave)
         return future
 
     async def alone(self, section: Section) -> Reply:
@@ -238,10 +240,11 @@ class GroupCommit:
         if sent is None:
             _settle(group.futures, [None] * len(group.futures))
         else:
+            self._under_way += 1
             sent.add_done_callback(partial(self._arrived, group, full))
-            self._link.flush()
 
     def _arrived(self, group: _Group, full: bool, sent: asyncio.Future[Reply]) -> None:
+        self._under_way -= 1
         futures = group.futures
         if sent.cancelled():  # nobody does, but the loop may be torn down
             return

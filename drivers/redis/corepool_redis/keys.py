@@ -26,6 +26,7 @@ from __future__ import annotations
 import functools
 
 import attrs
+import msgspec
 
 __all__ = [
     "EventId",
@@ -110,8 +111,7 @@ class StreamKeys:
 # --- event ids and receipts ------------------------------------------------------------------------------------------
 
 
-@attrs.frozen(slots=True, order=True)
-class EventId:
+class EventId(msgspec.Struct, frozen=True, order=True, gc=False):
     """An id as the server counts it: milliseconds and a number within them."""
 
     ms: int
@@ -145,8 +145,7 @@ def decode_id(event_id: str) -> EventId | None:
     return found if found.ms < 2**64 and found.seq < 2**64 else None
 
 
-@attrs.frozen(slots=True)
-class Receipt:
+class Receipt(msgspec.Struct, frozen=True, gc=False):
     """Which delivery of which event to whom: all that any process needs to acknowledge it.
 
     count: how often the event was delivered. A later delivery has a larger one, which makes this receipt void.

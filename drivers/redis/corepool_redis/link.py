@@ -301,12 +301,7 @@ class Link:
             return None
         fenced = (fence_key(scope, self.client), *keys)
         command = script.invoke(fenced, (connection.epoch, *args), full=full, flagged=self.server.has_script_flags)
-        return connection.send(command, patience=self._settings.timeout, scope=scope)
-
-    def flush(self) -> None:
-        """Write what was sent in this turn of the loop now."""
-        if self._connection is not None:
-            self._connection.flush()
+        return connection.send(command, patience=self._settings.timeout, scope=scope, at_once=True)
 
     def surely_refused(self, reply: ReplyError) -> bool:
         """Whether the server refused the whole command before it did any of it."""
@@ -321,7 +316,7 @@ class Link:
             BackendUnavailable: there is no socket.
         """
         connection = await self._take(asyncio.get_running_loop().time() + self._settings.timeout)
-        reply = await connection.send(encode(args), patience=block + self._settings.timeout)
+        reply = await connection.send(encode(args), patience=block + self._settings.timeout, at_once=True)
         if isinstance(reply, ReplyError):
             if self._follow(reply, connection):
                 raise ConnectionLost(str(reply), sent=False)
