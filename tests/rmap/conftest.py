@@ -32,7 +32,8 @@ from corepool.driver import (
     connect,
 )
 from corepool.rmap import TEXT, Codec, ReplicatedMap
-from tests.rmap.joining import Join, soon
+from tests.rmap.joining import Join
+from tests.waiting import soon
 
 
 @pytest.fixture

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from corepool.rmap import ReplicatedMap
 
-R = TypeVar("R")
 Join = Callable[..., Awaitable[ReplicatedMap[Any]]]
 
 ODD = [
@@ -22,15 +20,3 @@ ODD = [
 
 FAR = 2**62
 """A revision that no map reaches: backends may begin with large ones."""
-
-
-async def soon(awaitable: Awaitable[R]) -> R:
-    """Nothing here may block for ever."""
-    async with asyncio.timeout(15):
-        return await awaitable
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(15):
-        while not condition():
-            await asyncio.sleep(0.001)

@@ -12,7 +12,8 @@ from corepool.errors import (
     WireError,
 )
 from corepool.rmap import BYTES, JSON, TEXT, Held, Lagged, MapChange, MapCleared, MapSnapshot, ReplicatedMap
-from tests.rmap.joining import ODD, Join, soon, until
+from tests.rmap.joining import ODD, Join
+from tests.waiting import soon, until
 
 # --- reading and writing ---------------------------------------------------------------------------------------------
 
@@ -280,7 +281,7 @@ async def test_slow_and_fast_readers_of_changes_end_in_the_same_state(join: Join
                 state[event.key] = event.value
             elif isinstance(event, Lagged):
                 lagged += event.missed
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.002)  # slower than the writer
 
     follower = asyncio.create_task(follow())
     for n in range(200):

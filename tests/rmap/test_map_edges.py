@@ -18,7 +18,8 @@ from corepool.errors import (
     UnsupportedCapability,
 )
 from corepool.rmap import BYTES, Held, MapSnapshot, ReplicatedMap
-from tests.rmap.joining import FAR, Join, soon, until
+from tests.rmap.joining import FAR, Join
+from tests.waiting import soon, until
 
 # --- plain maps ------------------------------------------------------------------------------------------------------
 

@@ -198,7 +198,7 @@ async def test_a_cancelled_loop_writes_nothing_later(store: FakeStore, opened: O
             await rmap.increment("n")
     store.before_write = None
     revision = store.revision
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0.01)  # nothing may come, for longer than the first pauses of the loop
     assert store.revision == revision
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -18,23 +18,11 @@ from corepool.errors import (
     StreamSealed,
 )
 from corepool.streaming import Message, Reader, Stream
+from tests.waiting import soon, until
 
-R = TypeVar("R")
 NewStream = Callable[..., Stream]
 
 ODD = [" ", "\u00e9", "e\u0301", "\U0001f600", "a\0b", "*", ">", "a.b", "/", ":", "{x}", "\n", "%00"]
-
-
-async def soon(awaitable: Awaitable[R]) -> R:
-    """Nothing here may block for ever."""
-    async with asyncio.timeout(15):
-        return await awaitable
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(15):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def take(reader: Reader, count: int) -> list[Message]:

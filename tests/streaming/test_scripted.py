@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,20 +11,10 @@ from corepool.driver import NEWEST, OLDEST, After, StreamConfig
 from corepool.errors import BackendUnavailable, InvalidOptionError, OutcomeUnknown, StreamSealed
 from corepool.streaming import Sink, Stream
 from corepool.streaming import sink as sink_module
+from tests.waiting import soon, until
 
 if TYPE_CHECKING:
     from tests.streaming.conftest import FakeBackend, FakeMember
-
-
-async def soon(awaitable: Any) -> Any:
-    async with asyncio.timeout(5):
-        return await awaitable
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def settled() -> None:
@@ -159,7 +148,7 @@ async def test_cancelling_a_receive_that_extends_loses_nothing(fake: FakeBackend
     fake.clock.now += 5.0
 
     async def slow() -> bool:
-        await asyncio.sleep(3600)
+        await asyncio.Event().wait()
         return True
 
     member.extend_answer = lambda receipt: slow()
@@ -336,7 +325,7 @@ async def test_keep_extends_until_the_block_ends_and_outlives_failures(fake: Fak
         await until(lambda: len(member.extended) >= 4)
         assert not keeping.lost
     count = len(member.extended)
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.05)  # nothing may come, for several times the pause between two extensions
     assert len(member.extended) == count
     await sink.aclose()
 

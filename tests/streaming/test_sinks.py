@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from corepool.driver import NEWEST, After, Backend, open_backend
 from corepool.errors import BackendUnavailable, InvalidKeyError, InvalidOptionError
 from corepool.streaming import Received, Sink, Stream
+from tests.waiting import soon, until
 
-R = TypeVar("R")
 NewStream = Callable[..., Stream]
 
 SHORT = 1.0
 """An ``ack_wait`` in seconds that every backend can keep and a test can wait for."""
-
-
-async def soon(awaitable: Awaitable[R]) -> R:
-    """Nothing here may block for ever."""
-    async with asyncio.timeout(20):
-        return await awaitable
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def take(sink: Sink, count: int = 1) -> list[Received]:
@@ -198,7 +186,7 @@ async def test_extending_keeps_it(new_stream: NewStream) -> None:
         assert received is not None
         waiting = next(task for task in receiving if not task.done())
         for _ in range(6):
-            await asyncio.sleep(SHORT / 3)
+            await asyncio.sleep(SHORT / 3)  # the ack_wait is the server's: twice as long must really pass
             assert await soon(holder.extend(received))
         assert not waiting.done()
         assert await soon(holder.ack(received))
