@@ -38,6 +38,13 @@ class Relay:
         self.drop_replies = False
         self.refuse = False
         self.connections = 0
+        self.replies = bytearray()
+        """All that the server has said, also what no client got to hear; a test may clear it."""
+
+    @property
+    def held(self) -> bytes:
+        """The requests that are held back now."""
+        return b"".join(data for _, pipe in self._pipes for data in pipe.held)
 
     @property
     def url(self) -> str:
@@ -96,8 +103,10 @@ class Relay:
     async def _pump(self, direction: str, pipe: _Pipe) -> None:
         try:
             while data := await pipe.source.read(65536):
-                if direction == "reply" and self.drop_replies:
-                    continue
+                if direction == "reply":
+                    self.replies += data
+                    if self.drop_replies:
+                        continue
                 if direction == "request" and self.hold_requests:
                     pipe.held.append(data)
                     continue

@@ -32,7 +32,7 @@ class _Late:
             result = await method(*arguments)
             self._late.writes += 1
             if self._late.writes == _WRITES:
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.2)  # the lateness itself: several times what the kit waits for an event
             return result
 
         return call

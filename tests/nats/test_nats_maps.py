@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import time
 from typing import Any
 
 import msgspec
@@ -19,6 +18,7 @@ from corepool_nats.namespace import NatsNamespace
 from corepool_nats.writes import Blind, Writes, stretches
 from tests.nats.conftest import Open, Start, space_of
 from tests.servers.nats import NatsServer
+from tests.waiting import until
 
 
 async def call(space: NatsNamespace, what: str, body: Any = None) -> dict[str, Any]:
@@ -130,13 +130,6 @@ async def test_without_the_probe_an_overtaken_write_would_count(
 # --- traces ----------------------------------------------------------------------------------------------------------
 
 
-async def eventually(condition: Any, within: float = 15.0) -> None:
-    end = time.monotonic() + within
-    while not await condition():
-        assert time.monotonic() < end, "it never came true"
-        await asyncio.sleep(0.05)
-
-
 async def test_tombstones_are_swept(server: NatsServer, open_nats: Open, name: str) -> None:
     backend = await open_nats(server, tombstone_grace=1.0)
     space = space_of(backend, name)
@@ -153,7 +146,7 @@ async def test_tombstones_are_swept(server: NatsServer, open_nats: Open, name: s
     async def swept() -> bool:
         return await messages(space, subjects.every_key) == 2  # the newest tombstone, and what it removed
 
-    await eventually(swept)
+    await until(swept)
     kept = await space.reads.one(space.assets.maps, {"last_by_subj": subjects.everything}, space.client.deadline())
     assert kept is not None
     assert kept.sequence == newest.sequence, "the newest message of a map is its revision and stays"
@@ -179,7 +172,7 @@ async def test_tombstones_of_a_crashed_process_are_met_and_swept(
     async def swept() -> bool:
         return await messages(space, space.space.map("m").every_key) == 1
 
-    await eventually(swept)
+    await until(swept)
 
 
 async def test_a_cleared_map_is_purged_later_and_a_destroyed_one_leaves_nothing(
@@ -199,7 +192,7 @@ async def test_a_cleared_map_is_purged_later_and_a_destroyed_one_leaves_nothing(
         left = await messages(space, space.space.map("m").every_key)
         return left == 0 and await messages(space, space.space.map("gone").everything) == 0
 
-    await eventually(purged)
+    await until(purged)
     assert await messages(space, space.space.map("m").marker) == 1
 
 

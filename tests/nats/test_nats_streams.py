@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import pytest
@@ -12,9 +11,11 @@ from corepool.driver import NewEvent, SinkStore, StreamConfig, StreamKind
 from corepool.errors import InvalidOptionError, OutcomeUnknown, StreamFull
 from corepool_nats.namespace import NatsNamespace
 from corepool_nats.registry import Known, Registries
+from corepool_nats.sink import NatsSink
 from tests.nats.conftest import Open, Start, space_of
 from tests.nats.test_nats_maps import call
 from tests.servers.nats import NatsServer
+from tests.waiting import until
 
 EVENT = NewEvent("e", b"x")
 
@@ -29,6 +30,12 @@ async def receive(sink: SinkStore, most: int = 1, within: float = 10.0) -> list[
 
 async def consumers(space: NatsNamespace) -> list[str]:
     return (await call(space, f"CONSUMER.NAMES.{space.assets.streams.asset}"))["consumers"] or []
+
+
+async def asked(space: NatsNamespace) -> bool:
+    """Whether a sink of the namespace has a request at the server that waits for an event."""
+    infos = [await call(space, f"CONSUMER.INFO.{space.assets.streams.asset}.{each}") for each in await consumers(space)]
+    return any(info.get("num_waiting") for info in infos)
 
 
 async def held(space: NatsNamespace) -> dict[str, int]:
@@ -200,16 +207,17 @@ async def test_a_work_stream_with_two_sinks_is_trimmed(
     got = []
     while len(got) < 5:
         got += await receive(two, 5 - len(got))
-    end = time.monotonic() + 5
-    while await stream.length() > 1:
-        assert time.monotonic() < end, "what both have acknowledged is kept"
-        await receive(two, 1) if len(got) < 6 and got.append("last") is None else None
-        await space.trim(
-            space.space.stream("s"),
-            (await space.registries.load(space.space.stream("s"), space.client.deadline())).registry,  # type: ignore[arg-type]
-            space.client.deadline(),
-        )
-        await asyncio.sleep(0.02)
+
+    async def trimmed(left: int) -> bool:
+        subjects, deadline = space.space.stream("s"), space.client.deadline()
+        registry = (await space.registries.load(subjects, deadline)).registry
+        assert registry is not None
+        await space.trim(subjects, registry, deadline)
+        return await stream.length() == left
+
+    await until(lambda: trimmed(1), otherwise=lambda: "what both have acknowledged is kept")
+    assert await receive(two) == ["5"]
+    await until(lambda: trimmed(0), otherwise=lambda: "what both have acknowledged is kept")
 
 
 # --- sinks -----------------------------------------------------------------------------------------------------------
@@ -222,7 +230,7 @@ async def test_a_deleted_consumer_is_made_again(server: NatsServer, open_nats: O
     await stream.append(NewEvent("e", b"1"))
     assert await receive(sink) == ["1"]
     waiting = asyncio.create_task(receive(sink))
-    await asyncio.sleep(0.1)
+    await until(lambda: asked(space))
     (consumer,) = await consumers(space)
     await call(space, f"CONSUMER.DELETE.{space.assets.streams.asset}.{consumer}")
     await stream.append(NewEvent("e", b"2"))
@@ -242,7 +250,7 @@ async def test_what_lay_here_too_long_is_not_given_out(server: NatsServer, open_
     stream = one.namespace(name).stream("s")
     sink = await stream.sink("w", ack_wait=1.0)
     waiting = asyncio.create_task(sink.receive())
-    await asyncio.sleep(0.1)
+    await until(lambda: asked(space_of(one, name)))
     waiting.cancel()
     await asyncio.wait([waiting])
     await stream.append(NewEvent("e", b"1"))  # goes to the request that was left open
@@ -251,7 +259,7 @@ async def test_what_lay_here_too_long_is_not_given_out(server: NatsServer, open_
         (delivery,) = await other.receive()
     assert delivery.attempt == 2
     late = asyncio.create_task(sink.receive())
-    done, _ = await asyncio.wait([late], timeout=0.3)
+    done, _ = await asyncio.wait([late], timeout=0.3)  # nothing may come: there is no event to wait for
     assert not done, "an event that somebody else works on was given out a second time"
     assert await other.ack([delivery.receipt]) == [True]
     late.cancel()
@@ -262,12 +270,13 @@ async def test_a_leaving_member_gives_back_at_once(server: NatsServer, open_nats
     backend = await open_nats(server)
     stream = backend.namespace(name).stream("s")
     sink = await stream.sink("w", ack_wait=30)
+    assert isinstance(sink, NatsSink)
     waiting = asyncio.create_task(sink.receive())
-    await asyncio.sleep(0.1)
+    await until(lambda: asked(space_of(backend, name)))
     waiting.cancel()
     await asyncio.wait([waiting])
     await stream.append(NewEvent("e", b"1"))
-    await asyncio.sleep(0.1)
+    await until(lambda: sink._pull is not None and sink._pull.arrived)
     await sink.aclose()
     other = await stream.sink("w", ack_wait=30)
     assert await receive(other, within=5) == ["1"]
@@ -281,7 +290,7 @@ async def test_sinks_and_readers_outlive_the_server(start: Start, open_nats: Ope
     for number in range(4):
         text = f"{number}"
         receiving, reader = asyncio.create_task(receive(sink, within=20)), asyncio.ensure_future(anext(reading))
-        await asyncio.sleep(0.05)
+        await until(lambda: asked(space))
         server.restart()
         await stream.append(NewEvent("e", text.encode()))
         await other.append(NewEvent("e", text.encode()))

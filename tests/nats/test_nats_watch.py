@@ -12,10 +12,12 @@ from corepool_nats import watch as watch_module
 from corepool_nats.feed import Feed
 from corepool_nats.link import Message
 from corepool_nats.mapfeed import MapFeed
+from corepool_nats.namespace import NatsNamespace
 from tests.nats.conftest import Open, Start, space_of
 from tests.nats.relay import Relay
 from tests.nats.test_nats_maps import call
 from tests.servers.nats import NatsServer
+from tests.waiting import until
 
 
 async def next_event(watch: Watch, within: float = 10.0) -> WatchEvent:
@@ -71,10 +73,14 @@ async def test_a_server_that_does_not_answer_is_left(start: Start, open_nats: Op
     await next_event(watch)
     server.pause()
     writing = asyncio.create_task(m.set("k", b"v"))
-    await asyncio.sleep(2)
+    await until(lambda: backend._client.connections._link is None)
     server.resume()
     assert (await writing).applied
     assert await reaches(watch, m) < 5
+
+
+async def no_consumers(space: NatsNamespace) -> bool:
+    return not (await call(space, f"CONSUMER.NAMES.{space.assets.maps.asset}"))["consumers"]
 
 
 async def test_nothing_is_kept_for_a_watch_that_is_gone(server: NatsServer, open_nats: Open, name: str) -> None:
@@ -85,10 +91,7 @@ async def test_nothing_is_kept_for_a_watch_that_is_gone(server: NatsServer, open
         await next_event(watch)
         await watch.aclose()
         assert [entry async for entry in space.map("m").scan()] == []
-    end = time.monotonic() + 5
-    while (await call(space, f"CONSUMER.NAMES.{space.assets.maps.asset}"))["consumers"]:
-        assert time.monotonic() < end, "consumers of closed watches are left"
-        await asyncio.sleep(0.05)
+    await until(lambda: no_consumers(space), otherwise=lambda: "consumers of closed watches are left")
 
 
 async def test_consumers_of_a_vanished_process_disappear(
@@ -100,10 +103,7 @@ async def test_consumers_of_a_vanished_process_disappear(
     relay.refuse = True
     relay.cut()  # it is not heard of again
     space = space_of(await open_nats(server), name)
-    end = time.monotonic() + 30
-    while (await call(space, f"CONSUMER.NAMES.{space.assets.maps.asset}"))["consumers"]:
-        assert time.monotonic() < end, "the consumer of a vanished process is left"
-        await asyncio.sleep(0.2)
+    await until(lambda: no_consumers(space), 30, lambda: "the consumer of a vanished process is left")
 
 
 async def test_a_gap_ends_a_feed(server: NatsServer, open_nats: Open, name: str) -> None:

@@ -16,13 +16,7 @@ from corepool_nats.client import Client
 from tests.nats.conftest import Open, space_of
 from tests.nats.relay import Relay
 from tests.servers.nats import NatsServer
-
-
-async def eventually(condition, within: float = 10.0) -> None:  # type: ignore[no-untyped-def]
-    end = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        await asyncio.sleep(0.01)
+from tests.waiting import until
 
 
 async def test_a_lost_reply_is_found_out(relay: Relay, open_nats: Open, name: str) -> None:
@@ -30,8 +24,9 @@ async def test_a_lost_reply_is_found_out(relay: Relay, open_nats: Open, name: st
     m = backend.namespace(name).map("m")
     first = await m.set("k", b"1")
     relay.drop_replies = True
+    relay.replies.clear()
     writing = asyncio.create_task(m.set("k", b"2", REVISION(first.revision)))
-    await asyncio.sleep(0.05)
+    await until(lambda: b"MSG " in relay.replies)  # the server has answered
     relay.cut()
     relay.drop_replies = False
     commit = await writing
@@ -49,7 +44,7 @@ async def test_a_request_that_never_arrived_is_sent_again(relay: Relay, open_nat
     await stream.create()
     relay.hold_requests = True
     appending = asyncio.create_task(stream.append(NewEvent("e", b"x")))
-    await asyncio.sleep(0.05)
+    await until(lambda: b"PUB " in relay.held)
     relay.cut()
     relay.hold_requests = False
     assert await appending is not None
@@ -63,16 +58,16 @@ async def test_a_ghost_is_dropped_once_settled(relay: Relay, server: NatsServer,
     await m.set("other", b"")
     relay.hold_requests = True
     writing = asyncio.create_task(m.set("ghost", b"boo", ABSENT))
-    await asyncio.sleep(0.05)
+    await until(lambda: b"PUB " in relay.held)
     writing.cancel()  # its outcome is unknown now
     await asyncio.wait([writing])
     relay.hold_requests = False
     relay.cut_clients()
     await space.settle()
     assert await m.get("ghost") is None, "settled, and not applied"
+    relay.replies.clear()
     assert relay.release() > 0, "now the old connection delivers what it held"
-    await seen.set("later", b"")
-    await asyncio.sleep(0.2)
+    await until(lambda: b"MSG " in relay.replies)  # the server has decided, and answered nobody
     assert await seen.get("ghost") is None, "a write that was settled as not applied was applied afterwards"
 
 
@@ -91,7 +86,7 @@ async def test_without_the_fence_a_ghost_lands(
     await m.set("other", b"")
     relay.hold_requests = True
     writing = asyncio.create_task(m.set("ghost", b"boo", ABSENT))
-    await asyncio.sleep(0.05)
+    await until(lambda: b"PUB " in relay.held)
     writing.cancel()
     await asyncio.wait([writing])
     relay.hold_requests = False
@@ -99,10 +94,11 @@ async def test_without_the_fence_a_ghost_lands(
     await space.settle()
     assert await m.get("ghost") is None
     relay.release()
-    end = time.monotonic() + 5
-    while await seen.get("ghost") is None:
-        assert time.monotonic() < end, "the hazard this test is about does not exist any more: rethink the fence"
-        await asyncio.sleep(0.01)
+
+    async def landed() -> bool:
+        return await seen.get("ghost") is not None
+
+    await until(landed, otherwise=lambda: "the hazard this test is about does not exist any more: rethink the fence")
 
 
 async def test_a_fenced_write_knows_that_it_was_dropped(
@@ -136,9 +132,11 @@ async def test_unknown_stays_unknown_when_nothing_can_be_asked(relay: Relay, ope
         await space.settle()
     relay.drop_replies = False
     relay.cut()
-    await eventually(lambda: backend._client.connections._link is not None)
+    await until(lambda: backend._client.connections._link is not None)
     await space.settle()
-    assert (await m.get("k")) is not None, "the request had arrived; settle says that it is decided"
+    entry = await m.get("k")
+    assert entry is not None, "the request had arrived; settle says that it is decided"
+    assert entry.value == b"v"
 
 
 async def test_nothing_is_sent_while_disconnected(relay: Relay, server: NatsServer, open_nats: Open, name: str) -> None:
@@ -147,7 +145,7 @@ async def test_nothing_is_sent_while_disconnected(relay: Relay, server: NatsServ
     await m.set("k", b"1")
     relay.refuse = True
     relay.cut()
-    await eventually(lambda: backend._client.connections._link is None)
+    await until(lambda: backend._client.connections._link is None)
     with pytest.raises(BackendUnavailable):
         await m.set("k", b"2")
     with pytest.raises(BackendUnavailable):
@@ -168,10 +166,13 @@ async def test_a_half_open_connection_is_noticed(relay: Relay, open_nats: Open, 
     await m.set("k", b"1")
     relay.hold_requests = relay.drop_replies = True  # the connection stays open, and nobody is there
     connections = relay.connections
-    await eventually(lambda: relay.connections > connections, within=5)
+    await until(lambda: relay.connections > connections, within=5)
     relay.hold_requests = relay.drop_replies = False
     relay.cut()
     assert (await m.set("k", b"2")).applied
+    entry = await m.get("k")
+    assert entry is not None
+    assert entry.value == b"2"
 
 
 async def test_a_group_that_lost_its_connection_is_finished_in_order(relay: Relay, open_nats: Open, name: str) -> None:
@@ -181,12 +182,13 @@ async def test_a_group_that_lost_its_connection_is_finished_in_order(relay: Rela
     relay.hold_requests = True
     ops = [SetKey("m", f"k{number}", b"v") for number in range(20)]
     committing = asyncio.create_task(space.commit([*ops, SetKey("m", "last", b"v", ABSENT)]))
-    await asyncio.sleep(0.05)
+    await until(lambda: b"PUB " in relay.held)
     relay.cut()
     relay.hold_requests = False
     result = await committing
     assert result.stopped is None
     revisions = [commit.revision for commit in result.results]  # type: ignore[union-attr]
+    assert len(revisions) == 21
     assert revisions == sorted(set(revisions)), "the operations are applied in their order"
 
 
@@ -217,7 +219,7 @@ async def test_closing_does_not_trust_a_cancellation_to_arrive(
     async def swallowing(self: link_module.Wire, **options: object) -> None:
         connecting.set()
         with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.sleep(1)
+            await asyncio.Event().wait()
         await original(self, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(link_module.Wire, "connect", swallowing)
