@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from corepool_redis.backend import RedisBackend, RedisNamespace, open_redis
-from tests.servers.valkey import Server, binaries, running
+from tests.servers.valkey import Server, binaries, command, running
 
 Connect = Callable[..., Awaitable[RedisBackend]]
 
@@ -55,6 +55,14 @@ async def connect(server: Server) -> AsyncIterator[Connect]:
 async def space(connect: Connect) -> RedisNamespace:
     """A fresh namespace."""
     return (await connect()).namespace(fresh())
+
+
+def blocked(server: Server, call: str, client: str = "") -> int:
+    """How many connections, of one backend or of all, wait in a blocking call (``xread``, ``xreadgroup``) at this moment."""
+    clients = command(server.port, "CLIENT", "LIST")
+    assert isinstance(clients, bytes)
+    marks = (f"cmd={call} ", "flags=b", f"name=corepool-{client}")
+    return sum(1 for line in clients.decode().splitlines() if all(mark in line for mark in marks))
 
 
 def fresh() -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import TypeAlias
 
 from corepool_redis.resp import INCOMPLETE, PythonReader
+from tests.waiting import until
 
 Answer: TypeAlias = Callable[[list[bytes]], "bytes | None"]
 """What to say to a command; None: nothing."""
@@ -84,6 +86,7 @@ class HoldingProxy:
         self._held_connections: set[asyncio.StreamWriter] = set()
         self._upstreams: set[asyncio.StreamWriter] = set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._answered: Counter[asyncio.StreamWriter] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def hold(self) -> None:
@@ -91,11 +94,13 @@ class HoldingProxy:
         self._held_connections = set(self._upstreams)
 
     async def release(self) -> None:
-        """Let the server have what was held, long after the clients have gone."""
-        for upstream, data in self.held:
+        """Let the server have what was held, long after the clients have gone; returns when it has answered."""
+        held, self.held = self.held, []
+        before = self._answered.copy()
+        for upstream, data in held:
             upstream.write(data)
             await upstream.drain()
-        self.held.clear()
+        await until(lambda: all(self._answered[upstream] > before[upstream] for upstream, _ in held))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -104,7 +109,7 @@ class HoldingProxy:
         answers, upstream = await asyncio.open_connection("127.0.0.1", self.target)
         self._upstreams.add(upstream)
         self._writers.add(writer)
-        back = asyncio.create_task(self._pipe(answers, writer))
+        back = asyncio.create_task(self._pipe(answers, writer, upstream))
         self._tasks.add(back)
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(65536):
@@ -115,9 +120,12 @@ class HoldingProxy:
         if upstream not in self._held_connections:
             upstream.close()
 
-    async def _pipe(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _pipe(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, upstream: asyncio.StreamWriter
+    ) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await source.read(65536):
+                self._answered[upstream] += len(data)
                 sink.write(data)
         sink.close()
 

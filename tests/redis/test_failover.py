@@ -18,6 +18,7 @@ from corepool_redis.routes import slot_of
 from corepool_redis.watch import RedisWatch
 from tests.redis.conftest import fresh
 from tests.servers.valkey import Server, binaries, command, running, start_cluster, start_sentinel
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -108,7 +109,7 @@ async def test_sentinel_failover_with_a_watch_a_sink_and_a_writer(binary: Path, 
             assert (await asyncio.wait_for(sink.receive(), 5))[0].event.payload == b"before"
             acked: dict[str, bytes] = {}
             writing = asyncio.ensure_future(write_for(space, 8.0, acked))
-            await asyncio.sleep(0.5)
+            await until(lambda: len(acked) > 10)
             if death == "crash":
                 servers[0].kill()
             else:
@@ -193,7 +194,7 @@ async def migrate(servers: list[Server], slot: int, target: Server) -> None:
             break
         with contextlib.suppress(RuntimeError):  # gone meanwhile
             command(source.port, "MIGRATE", "127.0.0.1", target.port, keys[0], 0, 5000)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # a large slot takes its time: calls come while some keys are here and some there
     for server in (target, source, *servers):
         command(server.port, "CLUSTER", "SETSLOT", slot, "NODE", names[target.port])
 
@@ -252,7 +253,8 @@ async def test_a_slot_moves_while_everything_runs(binary: Path, tmp_path: Path) 
             sending = asyncio.ensure_future(send())
             slot = slot_of(scope_of(name))
             for _ in range(2):
-                await asyncio.sleep(0.4)
+                before = len(sent)
+                await until(lambda before=before: len(sent) > before + 20)  # type: ignore[misc]
                 here = owner(servers, slot)
                 await migrate(servers, slot, next(server for server in servers if server is not here))
             gap = await writing

@@ -7,8 +7,9 @@ import re
 
 import pytest
 
-from tests.redis.conftest import Connect, fresh
+from tests.redis.conftest import Connect, blocked, fresh
 from tests.servers.valkey import Server, command
+from tests.waiting import until
 
 
 def count(server: Server, what: str) -> int:
@@ -43,10 +44,11 @@ async def test_an_idle_backend_is_quiet(own_server: Server, connect: Connect) ->
     sinks = [await stream.sink("g", ack_wait=20.0) for stream in streams]
     waiting = [asyncio.ensure_future(anext(watch)) for watch in watches]
     waiting += [asyncio.ensure_future(sink.receive()) for sink in sinks]  # type: ignore[misc]
-    await asyncio.sleep(0.5)
-    assert count(own_server, "connected_clients") - before == 3
+    await until(lambda: count(own_server, "connected_clients") - before == 3)
+    await asyncio.sleep(0.5)  # what the joining set going comes to rest
     start = calls(own_server)
-    await asyncio.sleep(6.0)
+    await asyncio.sleep(6.0)  # what is measured is a rate in real time, over more than one interval of 5 s
+    assert count(own_server, "connected_clients") - before == 3
     rate = (calls(own_server) - start) / 6.0
     print(f"6 watches and 3 sinks, idle: {rate:.2f} commands/s on 3 connections")
     assert rate <= 2.0
@@ -80,11 +82,11 @@ async def test_closing_is_quick_and_leaves_no_task(own_server: Server, connect: 
         await stream.create()
         sink = await stream.sink("g")
         waiting = [asyncio.ensure_future(anext(watch)), asyncio.ensure_future(sink.receive())]
-        await asyncio.sleep(0.05)
+        await until(lambda: blocked(own_server, "xread") and blocked(own_server, "xreadgroup"))
     started = asyncio.get_running_loop().time()
     await backend.aclose()
     await backend.aclose()
-    assert asyncio.get_running_loop().time() - started < 0.5, "not a block's duration"
+    assert asyncio.get_running_loop().time() - started < 2.5, "not a block's duration, which is 5 s"
     if used:
         results = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(result).__name__ for result in results] == ["StopAsyncIteration", "BackendUnavailable"]

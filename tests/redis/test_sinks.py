@@ -12,8 +12,9 @@ from corepool_redis.backend import RedisBackend, RedisNamespace
 from corepool_redis.keys import StreamKeys, scope_of
 from corepool_redis.members import RedisSink
 from corepool_redis.sinks import SinkReader
-from tests.redis.conftest import Connect, fresh
+from tests.redis.conftest import Connect, blocked, fresh
 from tests.servers.valkey import Server, command
+from tests.waiting import until
 
 
 def sinks_of(backend: RedisBackend) -> SinkReader:
@@ -26,6 +27,11 @@ def consumers(server: Server, space: RedisNamespace, stream: str = "s", group: s
     rows: Any = command(server.port, "XINFO", "CONSUMERS", StreamKeys.of(scope_of(space.name), stream).events, group)
     facts = [dict(zip(row[::2], row[1::2], strict=True)) for row in rows]
     return {row[b"name"].decode(): row[b"pending"] for row in facts}
+
+
+def asks(server: Server, space: RedisNamespace, backend: RedisBackend) -> bool:
+    """Whether the backend waits at the server for events of a sink of the namespace."""
+    return backend.client in consumers(server, space) and blocked(server, "xreadgroup", backend.client) > 0
 
 
 async def drain(sink: RedisSink, count: int, within: float = 10.0) -> list[bytes]:
@@ -45,7 +51,7 @@ async def test_a_member_that_does_not_receive_is_given_nothing(server: Server, c
     lazy = await space.stream("s").sink("g")
     keen = await busy.namespace(space.name).stream("s").sink("g")
     receiving = asyncio.ensure_future(lazy.receive())
-    await asyncio.sleep(0.05)
+    await until(lambda: asks(server, space, idle))
     receiving.cancel()
     for n in range(50):
         await space.stream("s").append(NewEvent("e", b"%d" % n))
@@ -65,7 +71,7 @@ async def test_what_a_broken_connection_swallowed_is_found_in_the_own_pending_li
     sink = await stream.sink("g", ack_wait=60.0)
     # what XREADGROUP gives to a socket that ends before the reply comes
     receiving = asyncio.ensure_future(sink.receive())
-    await asyncio.sleep(0.05)
+    await until(lambda: asks(server, space, backend))
     events = StreamKeys.of(scope_of(space.name), "s").events
     reader = sinks_of(backend)._reader
     await stream.append(NewEvent("e", b"first"))
@@ -133,9 +139,7 @@ async def test_a_vanished_member_is_freed_before_it_is_forgotten(own_server: Ser
     second = await heir.namespace(space.name).stream("s").sink("g", ack_wait=0.5)
     found = await drain(second, 300)
     assert sorted(map(int, found)) == list(range(300))
-    async with asyncio.timeout(3 * 0.5):
-        while gone.client in consumers(own_server, space):
-            await asyncio.sleep(0.02)
+    await until(lambda: gone.client not in consumers(own_server, space))
 
 
 async def test_burying_a_member_frees_what_it_holds_first(own_server: Server, connect: Connect) -> None:
@@ -158,9 +162,9 @@ async def test_burying_a_member_frees_what_it_holds_first(own_server: Server, co
 async def test_a_receipt_is_void_once_the_same_member_has_the_event_again(connect: Connect) -> None:
     space = (await connect()).namespace(fresh())
     await space.stream("s").append(NewEvent("e", b"x"))
-    sink = await space.stream("s").sink("g", ack_wait=0.2)
+    sink = await space.stream("s").sink("g", ack_wait=2.0)  # longer than all that follows the second delivery takes
     (old,) = await sink.receive()
-    (new,) = await asyncio.wait_for(sink.receive(), 5)
+    (new,) = await asyncio.wait_for(sink.receive(), 10)
     assert await sink.ack([old.receipt]) == [False]
     assert (await space.commit([Ack(old.receipt)])).results == (False,)
     assert not await sink.extend(old.receipt)
@@ -211,20 +215,20 @@ async def test_a_zombie_can_neither_extend_nor_ack_nor_give_back(connect: Connec
     zombie, other = await connect(), await connect()
     space = zombie.namespace(fresh())
     await space.stream("s").append(NewEvent("e", b"x"))
-    first = await space.stream("s").sink("g", ack_wait=0.2)
-    second = await other.namespace(space.name).stream("s").sink("g", ack_wait=0.2)
+    first = await space.stream("s").sink("g", ack_wait=2.0)  # longer than all that follows the second delivery takes
+    second = await other.namespace(space.name).stream("s").sink("g", ack_wait=2.0)
     (old,) = await first.receive()
     await first.aclose()
-    (new,) = await asyncio.wait_for(second.receive(), 5)
+    (new,) = await asyncio.wait_for(second.receive(), 10)
     assert new.attempt == old.attempt + 1
-    member = await space.stream("s").sink("g", ack_wait=0.2)
+    member = await space.stream("s").sink("g", ack_wait=2.0)
     assert await member.ack([old.receipt]) == [False]
     assert not await member.extend(old.receipt)
     assert not await member.nack(old.receipt)
     assert await member.ack([new.receipt]) == [True], "any process may ack with the receipt that is current"
 
 
-async def test_a_nack_wakes_another_backend_at_once(connect: Connect) -> None:
+async def test_a_nack_wakes_another_backend_at_once(server: Server, connect: Connect) -> None:
     one, two = await connect(), await connect()
     space = one.namespace(fresh())
     await space.stream("s").append(NewEvent("e", b"x"))
@@ -232,11 +236,11 @@ async def test_a_nack_wakes_another_backend_at_once(connect: Connect) -> None:
     (delivery,) = await first.receive()
     second = await two.namespace(space.name).stream("s").sink("g", ack_wait=30.0)
     waiting = asyncio.ensure_future(second.receive())
-    await asyncio.sleep(0.1)
+    await until(lambda: asks(server, space, two))
     started = time.monotonic()
     assert await first.nack(delivery.receipt)
-    assert (await asyncio.wait_for(waiting, 2))[0].event.payload == b"x"
-    assert time.monotonic() - started < 1
+    assert (await asyncio.wait_for(waiting, 10))[0].event.payload == b"x"
+    assert time.monotonic() - started < 3, "not only at the next look, after an interval of 5 s"
 
 
 async def test_a_stream_with_two_sinks_drops_an_event_that_both_have_acked(connect: Connect) -> None:
@@ -256,15 +260,16 @@ async def test_a_stream_with_two_sinks_drops_an_event_that_both_have_acked(conne
     assert await log.length() == 3, "a log keeps what was acked"
 
 
-async def test_the_next_life_of_a_stream_is_taken_from_its_beginning(connect: Connect) -> None:
-    space = (await connect()).namespace(fresh())
+async def test_the_next_life_of_a_stream_is_taken_from_its_beginning(server: Server, connect: Connect) -> None:
+    backend = await connect()
+    space = backend.namespace(fresh())
     stream, other = space.stream("s"), space.stream("other")
     await stream.create()
     await other.create()
     sink, beside = await stream.sink("g"), await other.sink("g")
     waiting = asyncio.ensure_future(sink.receive())
     waiting_beside = asyncio.ensure_future(beside.receive())
-    await asyncio.sleep(0.05)
+    await until(lambda: asks(server, space, backend))
     await stream.destroy()
     await other.append(NewEvent("e", b"beside"))
     assert (await asyncio.wait_for(waiting_beside, 5))[0].event.payload == b"beside", "one gone stream fails no other"
@@ -291,9 +296,7 @@ async def test_closing_frees_what_was_fetched_and_leaves_no_member(own_server: S
     await stream.create()
     first = await stream.sink("g", ack_wait=60.0)
     waiting = asyncio.ensure_future(first.receive())
-    async with asyncio.timeout(5):
-        while b"cmd=xreadgroup" not in bytes(command(own_server.port, "CLIENT", "LIST")):  # type: ignore[call-overload]
-            await asyncio.sleep(0.005)
+    await until(lambda: blocked(own_server, "xreadgroup"))
     waiting.cancel()  # the blocked call still asks for its event: it is fetched, and nobody takes it
     await asyncio.gather(waiting, return_exceptions=True)
     await stream.append(NewEvent("e", b"x"))
@@ -302,9 +305,9 @@ async def test_closing_frees_what_was_fetched_and_leaves_no_member(own_server: S
             await asyncio.sleep(0.005)
     second = await two.namespace(space.name).stream("s").sink("g", ack_wait=60.0)
     receiving = asyncio.ensure_future(second.receive())
-    await asyncio.sleep(0.1)
+    await until(lambda: asks(own_server, space, two))
     assert not receiving.done()
     await first.aclose()
-    (delivery,) = await asyncio.wait_for(receiving, 2)  # not only after its ack_wait
+    (delivery,) = await asyncio.wait_for(receiving, 10)  # not only after its ack_wait of 60 s
     assert await second.ack([delivery.receipt]) == [True]
     assert one.client not in consumers(own_server, space)
