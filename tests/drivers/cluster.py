@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,8 +29,9 @@ import attrs
 import corepool
 from corepool import BackendUnavailable, CorepoolError, FencingToken, Node
 from corepool.testing.history import Dispatch, Effect, judge
+from tests.waiting import until
 
-__all__ = ["Cluster", "Process", "eventually", "settled", "summary"]
+__all__ = ["Cluster", "Process", "settled", "summary"]
 
 TTL = 3.0
 OPTIONS = {
@@ -40,14 +41,6 @@ OPTIONS = {
     "worker_shutdown_ttl": 15.0,
 }
 _SCRIPT = Path(__file__).with_name("worker_process.py")
-
-
-async def eventually(what: Callable[[], bool], within: float, otherwise: Callable[[], object] = lambda: "") -> None:
-    """Wait until it holds."""
-    deadline = time.monotonic() + within
-    while not what():
-        assert time.monotonic() < deadline, f"not within {within:g} s: {otherwise()}"
-        await asyncio.sleep(0.05)
 
 
 def summary(dispatches: Iterable[Dispatch]) -> str:
@@ -175,7 +168,7 @@ class Cluster:
         for process in started:
             await self._ready(process)
         alive = sum(1 for process in self.processes if process.gone is None)
-        await eventually(lambda: len(self.client.pool_workers()) >= alive, within=10)
+        await until(lambda: len(self.client.pool_workers()) >= alive, within=10)
 
     async def _spawn(self, name: str) -> Process:
         options = [f"{option}={value!r}" for option, value in OPTIONS.items()]
@@ -221,7 +214,7 @@ class Cluster:
         async def caller() -> None:
             for key in keys:
                 while isinstance((await self.dispatch(key)).error, BackendUnavailable):
-                    await asyncio.sleep(0.1)
+                    await asyncio.sleep(0.1)  # as a caller would: there is no event that tells that a server is back
 
         await asyncio.gather(*(caller() for _ in range(callers)))
         return time.monotonic() - began
@@ -242,16 +235,21 @@ class Cluster:
 
 async def settled(cluster: Cluster, promised: set[str]) -> None:
     """Wait until all that was promised runs, and what has a record is what runs."""
-    deadline = time.monotonic() + 10 * TTL
-    while True:
-        running, recorded = cluster.running().keys(), set(await cluster.client.job_keys())
-        if promised <= running and running == recorded:
-            return
-        if time.monotonic() > deadline:
-            wrong = sorted((promised - running) | (running ^ recorded))
-            told = "\n".join([str(await cluster.client.explain(key)) for key in wrong[:5]])
-            raise AssertionError(
-                f"after {10 * TTL:g} s {len(promised - running)} that were promised do not run, {len(running - recorded)} run "
-                f"without a record, {len(recorded - running)} have a record and do not run, e.g. {wrong[:5]}:\n{told}"
-            )
-        await asyncio.sleep(0.2)
+
+    async def look() -> tuple[set[str], set[str]]:
+        return set(cluster.running()), set(await cluster.client.job_keys())
+
+    async def rests() -> bool:
+        running, recorded = await look()
+        return promised <= running and running == recorded
+
+    try:
+        await until(rests, within=10 * TTL)
+    except AssertionError as error:
+        running, recorded = await look()
+        wrong = sorted((promised - running) | (running ^ recorded))
+        told = "\n".join([str(await cluster.client.explain(key)) for key in wrong[:5]])
+        raise AssertionError(
+            f"after {10 * TTL:g} s {len(promised - running)} that were promised do not run, {len(running - recorded)} run "
+            f"without a record, {len(recorded - running)} have a record and do not run, e.g. {wrong[:5]}:\n{told}"
+        ) from error

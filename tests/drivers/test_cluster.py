@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from corepool import FencingToken, JobState
-from tests.drivers.cluster import TTL, Cluster, Process, eventually, settled, summary
+from tests.drivers.cluster import TTL, Cluster, Process, settled, summary
+from tests.waiting import until
 
 JOBS = 1000
 CALLERS = 32
@@ -32,7 +33,7 @@ async def test_a_killed_process_is_replaced_in_time(server_url: str, tmp_path: P
         assert len(orphans) > JOBS / 6, "the placement gives each worker its share"
 
         killed = await victim.kill()
-        await eventually(
+        await until(
             lambda: len(cluster.running()) == JOBS, 4 * TTL, lambda: f"only {len(cluster.running())} of {JOBS} run"
         )
         after = cluster.running()
@@ -44,7 +45,7 @@ async def test_a_killed_process_is_replaced_in_time(server_url: str, tmp_path: P
         assert late[-1] <= 2 * TTL + 2
         moved = [key for key, effect in before.items() if key not in orphans and after[key] != effect]
         assert not moved, "jobs of the survivors stay where they are"
-        await eventually(lambda: len(cluster.client.pool_workers()) == 2, within=2 * TTL)
+        await until(lambda: len(cluster.client.pool_workers()) == 2, within=2 * TTL)
         cluster.judge()
 
 
@@ -65,7 +66,7 @@ async def test_a_process_that_is_told_to_go_hands_its_jobs_over_first(server_url
         kept = [effect.key for effect in leaver.effects() if effect.ended == leaver.gone]
         assert not kept, "every handler was stopped before the process ended"
         assert await cluster.client.job_keys() == sorted(before)
-        await eventually(lambda: len(cluster.running()) == len(before), within=4 * TTL)
+        await until(lambda: len(cluster.running()) == len(before), within=4 * TTL)
         after = cluster.running()
         late = max(after[key].running - leaver.gone for key in handed)  # type: ignore[operator]
         print(f"{len(handed)} jobs handed over; the last one ran elsewhere {late:+.2f} s after the process had ended")
@@ -88,18 +89,16 @@ async def test_a_process_that_hung_stops_its_jobs_when_it_wakes_up(server_url: s
 
         sleeper.pause()
         awake = cluster.processes[1]
-        await eventually(lambda: len(_has(awake)) == len(before), within=4 * TTL)
+        await until(lambda: len(_has(awake)) == len(before), within=4 * TTL)
         resumed = time.monotonic()
         sleeper.resume()
-        await eventually(lambda: not _has(sleeper) & {(key, effect.token) for key, effect in stale.items()}, within=TTL)
+        await until(lambda: not _has(sleeper) & {(key, effect.token) for key, effect in stale.items()}, within=TTL)
         stopped = [effect.ended for effect in sleeper.effects() if effect.suspended and effect.ended is not None]
         print(
             f"{len(stopped)} jobs were taken over and stopped {max(stopped) - resumed:.2f} s after the process woke up"
         )
-        await eventually(lambda: bool(_has(sleeper)), within=4 * TTL)  # back under a new id, it gets its share
-        async with asyncio.timeout(4 * TTL):
-            while not await _in_place(cluster, set(before)):
-                await asyncio.sleep(0.2)
+        await until(lambda: bool(_has(sleeper)), within=4 * TTL)  # back under a new id, it gets its share
+        await until(lambda: _in_place(cluster, set(before)), 4 * TTL)
         await settled(cluster, set(before))
         taken = {key: token for key, token in _has(awake, ever=True) if key in stale}
         assert all(token > stale[key].token for key, token in taken.items()), "the token tells the newer owner"

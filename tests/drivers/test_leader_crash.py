@@ -11,9 +11,10 @@ import pytest
 
 from corepool.driver import connect
 from corepool_nats.backend import NatsBackend
-from tests.drivers.cluster import OPTIONS, Cluster, eventually, settled, summary
+from tests.drivers.cluster import OPTIONS, Cluster, settled, summary
 from tests.nats.test_chaos import leader_of
 from tests.servers.nats import NatsCluster
+from tests.waiting import until
 
 JOBS = 1000
 CALLERS = 32
@@ -41,7 +42,7 @@ async def test_the_leader_dies_in_the_middle_of_a_thousand_dispatches(
             assert isinstance(backend, NatsBackend)
             leader = await leader_of(nats_cluster, backend, backend.namespace(cluster.pool).assets.maps.asset)
         dispatching = asyncio.create_task(cluster.dispatch_all(JOBS, CALLERS))
-        await eventually(lambda: len(cluster.dispatches) >= JOBS // 2, within=60)
+        await until(lambda: len(cluster.dispatches) >= JOBS // 2, within=60)
         leader.kill()
         async with asyncio.timeout(100):
             seconds = await dispatching

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.drivers.cluster import OPTIONS, TTL, Cluster, eventually, settled, summary
+from tests.drivers.cluster import OPTIONS, TTL, Cluster, settled, summary
 from tests.servers.live import LiveServer, make_server
+from tests.waiting import until
 
 JOBS = 1000
 CALLERS = 32
@@ -39,9 +40,9 @@ async def test_the_server_dies_in_the_middle_of_a_thousand_dispatches(own_server
         await cluster.start(2)
         dispatching = asyncio.create_task(cluster.dispatch_all(JOBS, CALLERS))
         for calls, away in OUTAGES:
-            await eventually(lambda calls=calls: len(cluster.dispatches) >= calls, within=60)  # type: ignore[misc]
+            await until(lambda calls=calls: len(cluster.dispatches) >= calls, within=60)  # type: ignore[misc]
             own_server.kill()
-            await asyncio.sleep(away)
+            await asyncio.sleep(away)  # leases run out in real time
             own_server.start()
         async with asyncio.timeout(100):
             seconds = await dispatching
