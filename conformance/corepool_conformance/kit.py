@@ -169,6 +169,13 @@ class Kit:
                 raise PromiseBroken(promise, f"not within {within * self.harness.patience:g} s: {what}")
             await asyncio.sleep(0.02)
 
+    async def a_moment(self, seconds: float = 0.05) -> None:
+        """A short pause in real time: a call reaches the backend, a connection stays away. Neither can be seen from outside.
+
+        One that is too short weakens a test and never fails it.
+        """
+        await asyncio.sleep(seconds)
+
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A task that does not outlive the test."""
         task = asyncio.ensure_future(work)

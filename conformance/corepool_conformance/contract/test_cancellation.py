@@ -174,7 +174,7 @@ class TestCancellation(Contract):
         await kit.within(5, anext(watch), "the first snapshot", "M3")
         watching, read = kit.spawn(anext(watch, None)), kit.spawn(anext(reading, None))
         receiving = kit.spawn(sink.receive())
-        await asyncio.sleep(0.05)
+        await kit.a_moment()
         await kit.within(5, backend.aclose(), "closing a connection with waiting calls", "CLOSE")
         assert await kit.within(5, watching, "a watch of a closed connection", "CLOSE") is None
         assert await kit.within(5, read, "a reader of a closed connection", "CLOSE") is None

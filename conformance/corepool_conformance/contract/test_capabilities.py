@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 
 import attrs
 import pytest
@@ -171,9 +172,9 @@ class TestCapabilities(Contract):
     async def test_a_clock_that_goes_forward(self, kit: Kit) -> None:
         clock = (await kit.main()).clock
         first = clock.monotonic()
-        await asyncio.sleep(0.02)
-        assert clock.monotonic() > first
-        assert clock.wall() >= 0
+        await asyncio.sleep(0.02)  # a clock shows nothing but time that passes
+        assert first < clock.monotonic() < first + 3600
+        assert math.isfinite(clock.wall())
 
     @promise("MAPS", needs=("raw_read",))
     async def test_what_is_acknowledged_is_on_the_backend(self, kit: Kit) -> None:

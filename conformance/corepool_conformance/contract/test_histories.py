@@ -87,7 +87,7 @@ class TestHistories(Contract):
                 await kit.within(10, (await kit.namespace(backend)).settle(), "settle", "M5")
             recorder.settled()
             for pause in (0, 0.002):
-                await asyncio.sleep(pause)
+                await kit.a_moment(pause)  # a write that still comes would come about now
                 await recorder.get(9, stores[0], f"k{number}")
             check(kit, recorder, "M5")
 
@@ -98,9 +98,9 @@ class TestHistories(Contract):
         for number in range(4):
             recorder = Recorder()
             program = kit.spawn(self._through_cuts(kit, recorder, stores, number))
-            await asyncio.sleep(0.02 + kit.random.random() * 0.05)
+            await kit.a_moment(0.02 + kit.random.random() * 0.05)
             await kit.harness.cut()
-            await asyncio.sleep(0.05)
+            await kit.a_moment()
             await kit.harness.heal()
             await kit.within(25, program, "a program over a lost connection", "M5")
             for backend in backends:

@@ -254,7 +254,7 @@ class TestMapWatch(Contract):
         watch = m.watch()
         await kit.within(5, anext(watch), "the first snapshot", "M3")
         waiting = kit.spawn(anext(watch, None))
-        await asyncio.sleep(0.05)
+        await kit.a_moment()
         await kit.within(5, watch.aclose(), "closing a watch", "CLOSE")
         assert await kit.within(5, waiting, "the pending read of a closed watch", "CLOSE") is None
         await watch.aclose()
@@ -312,7 +312,7 @@ class TestMapWatch(Contract):
         for round_number in range(3):
             await scribble(store, ledger, kit.random, 10)
             await kit.harness.cut()
-            await asyncio.sleep(0.1)
+            await kit.a_moment(0.1)
             await kit.harness.heal()
             await write_until_acknowledged(kit, store, ledger, round_number)
         await follower.reached(ledger.revision, within=20)

@@ -348,7 +348,7 @@ class TestSinks(Contract):
         stream = await kit.stream()
         sink = await self._joined(kit, stream)
         waiting = kit.spawn(sink.receive())
-        await asyncio.sleep(0.05)
+        await kit.a_moment()
         await kit.within(5, sink.aclose(), "closing a sink while a receive waits", "CLOSE")
         with pytest.raises(BackendUnavailable):
             await kit.within(5, waiting, "the pending receive of a closed sink", "CLOSE")
@@ -370,7 +370,7 @@ class TestSinks(Contract):
             if cuts < 3:
                 cuts += 1
                 await kit.harness.cut()
-                await asyncio.sleep(0.05)
+                await kit.a_moment()
                 await kit.harness.heal()
             try:
                 await sink.ack([delivery.receipt for delivery in batch])

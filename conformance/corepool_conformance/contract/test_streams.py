@@ -183,7 +183,7 @@ class TestStreams(Contract):
     async def test_start_at_a_time(self, kit: Kit) -> None:
         stream = await kit.stream()
         await fill(stream, 2, "old")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # a time must pass for one to stand between them
         await fill(stream, 3, "new")
         events = await stream.range()
         border = events[2].timestamp
@@ -438,7 +438,7 @@ class TestStreams(Contract):
         stream = await kit.stream()
         reading = stream.read()
         waiting = kit.spawn(anext(reading, None))
-        await asyncio.sleep(0.05)
+        await kit.a_moment()
         await kit.within(5, reading.aclose(), "closing a reader", "CLOSE")
         assert await kit.within(5, waiting, "the pending read of a closed reader", "CLOSE") is None
         await reading.aclose()
@@ -455,7 +455,7 @@ class TestStreams(Contract):
         for round_number in range(3):
             acknowledged += await fill(stream, 5, f"r{round_number}-")
             await kit.harness.cut()
-            await asyncio.sleep(0.1)
+            await kit.a_moment(0.1)
             await kit.harness.heal()
 
             acknowledged.append(await append_until_acknowledged(kit, stream, round_number))

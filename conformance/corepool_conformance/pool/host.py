@@ -47,7 +47,9 @@ class RecordingHandler:
         self._tell({"effect": "began", "number": number, "key": job.key, "payload": payload, "token": token} | _now())
         try:
             if job.key == "k3":
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(
+                    0.2
+                )  # a handler that is slow: what befalls the pool befalls it in the middle of this, too
         except BaseException:  # cancelled: the job did not start here
             self._tell({"effect": "ended", "number": number} | _now())
             raise
