@@ -29,7 +29,7 @@ async def stuck(cluster):
     one, other = asyncio.Lock(), asyncio.Lock()
     async def hold(first, second):
         async with first:
-            await asyncio.sleep(1)
+            await asyncio.sleep(1)  # of virtual time
             async with second: ...
     async with asyncio.TaskGroup() as group:
         group.create_task(hold(one, other), name="forwards")

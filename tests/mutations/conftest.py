@@ -14,3 +14,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run every mutant with N seeds on each kind of store, and tell how many catch it "
         "(give the folder tests/mutations on the command line)",
     )
+
+
+@pytest.fixture
+def exploring(request: pytest.FixtureRequest) -> int:
+    """How many seeds to explore."""
+    return int(request.config.getoption("mutations_explore"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """An exploration nobody asked for is no test that is skipped: it is none."""
+    if not config.getoption("mutations_explore", 0):
+        items[:] = [item for item in items if not item.name.startswith("test_how_easily_they_are_missed")]

@@ -302,7 +302,7 @@ async def leaving_slowly(cluster: Cluster) -> None:
         await pool[1].dispatch_job(key)
 
     async def slowly(_: str) -> None:
-        await asyncio.sleep(0.6 * TTL)
+        await asyncio.sleep(0.6 * TTL)  # of virtual time
 
     keeper(pool[0]).on_stop = slowly
     await pool[0].close()

@@ -81,11 +81,10 @@ def test_every_rule_has_a_mutant() -> None:
 
 
 @pytest.mark.timeout(36_000)
-def test_how_easily_they_are_missed(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
-    """The longer exploration; by default it has nothing to do."""
-    seeds = int(request.config.getoption("mutations_explore", 0))
-    for rule, mutant in MUTANTS.items() if seeds else ():
-        results = [mutant.run(Where(kind, seed), mutated=True) for seed in range(seeds) for kind in KINDS]
+def test_how_easily_they_are_missed(exploring: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """The longer exploration: collected when it is asked for (``--mutations-explore``)."""
+    for rule, mutant in MUTANTS.items():
+        results = [mutant.run(Where(kind, seed), mutated=True) for seed in range(exploring) for kind in KINDS]
         caught, failed = sum(map(mutant.names, results)), sum(not result.passed for result in results)
         with capsys.disabled():
             print(f"\n{rule}: named by {caught} of {len(results)} runs; {failed} failed in all", end="", flush=True)

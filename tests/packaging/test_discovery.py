@@ -174,9 +174,9 @@ def test_the_redis_driver_loads_without_its_accelerator(run_python: PythonRunner
 
 
 def test_every_installed_driver_of_ours_describes_itself() -> None:
-    for scheme, origin in installed_drivers().items():
-        if not origin.startswith("corepool "):
-            continue
+    ours = {scheme for scheme, origin in installed_drivers().items() if origin.startswith("corepool ")}
+    assert ours >= {"memory", "redis", "rediss", "unix", "redis+sentinel", "redis+cluster", "nats", "tls", "ws", "wss"}
+    for scheme in ours:
         spec = load_spec(scheme)
         assert spec.distribution == "corepool"
         assert "://" in spec.example

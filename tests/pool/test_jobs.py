@@ -147,7 +147,9 @@ async def test_without_a_worker_a_dispatch_times_out_and_never_runs(pool: Pool) 
 async def test_jobs_wait_for_a_first_worker(pool: Pool) -> None:
     node = await pool.node()
     waiting = [asyncio.create_task(node.dispatch_job(f"k{n}")) for n in range(10)]
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(5):
+        while len(await node.job_keys()) < 10:
+            await asyncio.sleep(0.01)
     assert not any(task.done() for task in waiting)
     await pool.worker(node)
     await asyncio.gather(*waiting)

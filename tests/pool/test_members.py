@@ -71,7 +71,7 @@ async def test_closing_an_idle_node_takes_milliseconds(pool: Pool) -> None:
     idle = await pool.node(workers=1)
     began = time.perf_counter()
     await idle.close()
-    assert time.perf_counter() - began < 0.5
+    assert time.perf_counter() - began < 2.0, "not the 5 s of a blocked read, on a slow machine either"
 
 
 async def test_the_last_worker_leaves_and_jobs_wait_for_the_next(pool: Pool) -> None:
