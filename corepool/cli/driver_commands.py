@@ -65,7 +65,7 @@ def _describe(scheme: str, origin: str) -> dict[str, Any]:
     row |= {"capabilities": attrs.asdict(spec.capabilities)}
     try:
         importlib.import_module(spec.loader.partition(":")[0])
-    except Exception as error:  # noqa: BLE001  what a driver's import raises is its problem, and one row of this table
+    except (Exception, SystemExit) as error:  # noqa: BLE001  what a driver's import raises is one row of this table
         return row | {"problem": f"{type(error).__name__}: {error}; run: {spec.install_command}"}
     return row | {"usable": True}
 

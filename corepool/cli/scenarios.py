@@ -6,14 +6,12 @@ Neighbours: ``corepool.testing.chaos`` is the built-in one; ``corepool.testing``
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from collections.abc import Awaitable, Callable
 from typing import cast
 
 import attrs
 
+from corepool.cli.loading import LoadError, load
 from corepool.testing import Budgets, Cluster, Faults, Result, simulate_cluster
 from corepool.testing.chaos import chaos
 
@@ -64,16 +62,10 @@ def load_scenario(name: str, *, faults: bool = True) -> Scenario:
     allowed = Faults.everything() if faults else Faults.network()
     if name == BUILT_IN:
         return Scenario(chaos, allowed, name)
-    module, colon, attribute = name.partition(":")
-    if not colon or not module or not attribute:
-        raise ScenarioError(f"{name!r} is neither the built-in scenario {BUILT_IN!r} nor MODULE:FUNCTION")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
     try:
-        function = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the user's module may raise anything on import; it becomes one line that names it
-        raise ScenarioError(f"cannot load {name}: {type(error).__name__}: {error}") from error
+        function = load(name, f"the built-in scenario {BUILT_IN!r}, and not MODULE:FUNCTION")
+    except LoadError as error:
+        raise ScenarioError(str(error)) from error
     if not callable(function):
         raise ScenarioError(f"{name} is {type(function).__name__}, not a function: async def scenario(cluster)")
     return Scenario(cast("Callable[[Cluster], Awaitable[object]]", function), allowed, name)

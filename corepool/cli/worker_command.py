@@ -7,10 +7,8 @@ handler's module does on import is the user's business, but a failure there is o
 from __future__ import annotations
 
 import asyncio
-import importlib
 import os
 import signal
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any, cast
 
@@ -19,6 +17,7 @@ import typer
 from corepool import JobHandler, Node
 from corepool.cli.common import PoolOption, UrlOption, VerboseOption, execute, fail, note, warn_if_private
 from corepool.cli.exits import Exit
+from corepool.cli.loading import LoadError, load, why
 from corepool.driver import connect
 from corepool.errors import InvalidHandlerError
 
@@ -74,8 +73,8 @@ def worker(
 def _make(factory: Callable[[], JobHandler], path: str) -> JobHandler:
     try:
         return factory()
-    except Exception as error:  # the user's constructor: it becomes one line that names it
-        raise InvalidHandlerError(f"cannot make a handler with {path}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # the user's constructor may raise anything: one line that names it
+        raise InvalidHandlerError(f"cannot make a handler with {path}: {why(error)}") from error
 
 
 def _stop_signals() -> asyncio.Event:
@@ -104,18 +103,10 @@ def load_handler_factory(path: str) -> Callable[[], JobHandler]:
     Raises:
         InvalidHandlerError: nothing is there, or its module cannot be imported.
     """
-    module_name, colon, attribute = path.partition(":")
-    if not colon or not module_name or not attribute:
-        raise InvalidHandlerError(f"{path!r} is not MODULE:HANDLER, e.g. myapp.feeds:Feeds")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except Exception as error:  # the user's module may raise anything on import; it becomes one line that names it
-        raise InvalidHandlerError(f"cannot load {path}: {type(error).__name__}: {error}") from error
+        found = load(path, "MODULE:HANDLER, e.g. myapp.feeds:Feeds")
+    except LoadError as error:
+        raise InvalidHandlerError(str(error)) from error
     if isinstance(found, type) or not hasattr(found, "start"):
         if not callable(found):
             raise InvalidHandlerError(

@@ -99,7 +99,7 @@ def load_spec(scheme: str) -> DriverSpec:
     origins = installed_drivers()
     if scheme not in origins:
         near = difflib.get_close_matches(scheme, origins, n=1)
-        hint = f"; did you mean {near[0]}://?" if near else ""
+        hint = f"; did you mean {near[0]}://?" if near else "."
         raise UnknownSchemeError(
             f"no driver for {scheme}:// is installed{hint} Installed: {', '.join(origins) or 'none'}. "
             f"A driver is a package with an entry point {scheme!r} in the group {ENTRY_POINT_GROUP!r}"
@@ -109,7 +109,8 @@ def load_spec(scheme: str) -> DriverSpec:
     try:
         manager.load_setuptools_entrypoints(ENTRY_POINT_GROUP, name=scheme)
         spec = manager.hook.corepool_driver(scheme=scheme)
-    except Exception as error:  # whatever a third party's module raises on import becomes one error that names it
+    # whatever a third party's module raises on import, to end the process included, becomes one error that names it
+    except (Exception, SystemExit) as error:
         raise DriverLoadError(
             f"the driver plugin for {scheme}:// (from {origins[scheme]}) is broken: {type(error).__name__}: {error}. "
             f"Other drivers are not affected; reinstall or remove that distribution"
@@ -133,6 +134,11 @@ def _load_opener(scheme: str, spec: DriverSpec) -> Opener:
     except AttributeError as error:
         raise DriverLoadError(
             f"the driver for {scheme}:// names a loader that does not exist: {spec.loader}; report it to {spec.distribution}"
+        ) from error
+    except (Exception, SystemExit) as error:  # as for the plugin: the other drivers are not affected
+        raise DriverLoadError(
+            f"the driver for {scheme}:// is broken: importing {module} raised {type(error).__name__}: {error}; "
+            f"report it to {spec.distribution}"
         ) from error
 
 

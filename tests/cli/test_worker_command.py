@@ -36,6 +36,8 @@ class NeedsMore:
     def start(self, job): ...
     def stop(self, key): ...
 
+def leaves(): raise SystemExit(3)
+
 class NoStop:
     def start(self, job): ...
 """
@@ -45,10 +47,11 @@ class NoStop:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "some_handlers.py").write_text(HANDLERS)
     (tmp_path / "broken_handlers.py").write_text("1 / 0")
+    (tmp_path / "script_handlers.py").write_text("import sys\nsys.exit(3)  # a script without a main guard")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
-    for name in ("some_handlers", "broken_handlers"):
+    for name in ("some_handlers", "broken_handlers", "script_handlers"):
         sys.modules.pop(name, None)
 
 
@@ -75,6 +78,9 @@ def test_an_instance_serves_all_workers(folder: Path) -> None:
         ("some_handlers:Missing", "has no attribute 'Missing'"),
         ("broken_handlers:Quiet", "ZeroDivisionError"),
         ("some_handlers:number", "int"),
+        ("script_handlers:Quiet", r"cannot load script_handlers:Quiet: .* end the process \(SystemExit: 3\)"),
+        ("some_handlers.py:Quiet", "not the path of its file"),
+        ("./some_handlers:Quiet", "not the path of its file"),
     ],
 )
 def test_what_cannot_be_a_handler_is_one_clear_error(path: str, says: str, folder: Path) -> None:
@@ -113,7 +119,14 @@ def test_a_signal_hands_over_and_exits_with_0(number: signal.Signals, folder: Pa
 
 @pytest.mark.parametrize(
     ("path", "says"),
-    [("some_handlers:Missing", "Missing"), ("some_handlers:NoStop", "stop"), ("some_handlers:NeedsMore", "needed")],
+    [
+        ("some_handlers:Missing", "Missing"),
+        ("some_handlers:NoStop", "stop"),
+        ("some_handlers:NeedsMore", "needed"),
+        ("some_handlers:leaves", "SystemExit"),
+        ("script_handlers:Quiet", "cannot load script_handlers:Quiet"),
+        ("x:x:x", "cannot load x:x:x: "),  # no terminal's emoji in what somebody greps
+    ],
 )
 def test_a_wrong_handler_exits_with_2_and_one_line(path: str, says: str, folder: Path) -> None:
     with spawn(folder, path) as process:

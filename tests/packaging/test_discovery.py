@@ -15,7 +15,7 @@ from corepool.errors import DriverLoadError, InvalidUrlError, UnknownSchemeError
 
 from .conftest import PythonRunner
 
-BROKEN = ["explosive", "garbage", "noloader", "needy", "quitter", "silent", "vanished"]
+BROKEN = ["backleaver", "explosive", "garbage", "leaver", "noloader", "needy", "quitter", "silent", "vanished"]
 
 TRY_TO_CONNECT = """
 import asyncio, json, sys
@@ -78,6 +78,8 @@ def test_a_broken_plugin_is_one_clear_error_and_breaks_no_other(
         ("explosive", "RuntimeError: this plugin was built for another corepool"),
         ("vanished", "ModuleNotFoundError"),
         ("quitter", "KeyError"),
+        ("leaver", "SystemExit: leaver: run me as a script"),
+        ("backleaver", "importing corepool_stranger.leaver raised SystemExit"),
         ("garbage", "instead of a DriverSpec"),
         ("silent", "gave None instead of a DriverSpec"),
         ("noloader", "corepool_stranger.backend:no_such_function"),
@@ -130,7 +132,7 @@ def test_an_unknown_scheme_names_the_nearest_and_the_installed(scheme: str, near
     with pytest.raises(UnknownSchemeError) as caught:
         load_spec(scheme)
     text = str(caught.value)
-    assert f"no driver for {scheme}://" in text
+    assert f"no driver for {scheme}:// is installed; did" in text
     assert f"did you mean {near}://?" in text
     for installed in ("memory", "redis", "nats"):
         assert installed in text
