@@ -21,6 +21,7 @@ import attrs
 import msgspec
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from corepool import Node
 from corepool.cli.exits import Exit, exit_for
@@ -36,6 +37,7 @@ __all__ = [
     "emit",
     "execute",
     "fail",
+    "fail_with",
     "note",
     "plain",
     "set_up_logging",
@@ -63,9 +65,10 @@ PoolOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of text for a person.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what the node does, on standard error.")]
 
-# soft_wrap: a narrow or missing terminal must not break lines that somebody greps
-stdout = Console(soft_wrap=True, highlight=False)
-stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+# soft_wrap: a narrow or missing terminal must not break lines that somebody greps.
+# emoji: a module, a key or an error may hold ':x:', and is to be seen as it is.
+stdout = Console(soft_wrap=True, highlight=False, emoji=False)
+stderr = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 
 def emit(value: object) -> None:
@@ -92,12 +95,15 @@ def note(text: str) -> None:
 
 def fail(text: str, code: Exit) -> NoReturn:
     """End the command with one line on standard error."""
-    stderr.print(f"[red]corepool:[/red] {_escaped(text)}")
+    stderr.print(Text.assemble(("corepool:", "red"), f" {text}"))
     raise typer.Exit(code)
 
 
-def _escaped(text: str) -> str:
-    return text.replace("[", r"\[")
+def fail_with(error: Exception, code: Exit, *, as_json: bool) -> NoReturn:
+    """End the command with what an error says; with ``as_json`` also as JSON on standard output."""
+    if as_json:
+        emit({"error": {"type": type(error).__name__, "message": str(error)}})
+    fail(str(error), code)
 
 
 def set_up_logging(*, verbose: bool = False, silent: bool = False) -> None:
@@ -130,9 +136,7 @@ def execute(
                 return runner.run(_terminable(main))
         return asyncio.run(_terminable(main))
     except CorepoolError as error:
-        if as_json:
-            emit({"error": {"type": type(error).__name__, "message": str(error)}})
-        fail(str(error), exit_for(error))
+        fail_with(error, exit_for(error), as_json=as_json)
     except KeyboardInterrupt:
         fail("interrupted", Exit.INTERRUPTED)
     except _TerminatedError:

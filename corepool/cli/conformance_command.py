@@ -17,9 +17,10 @@ from typing import Annotated, Any
 
 import typer
 
-from corepool.cli.common import JsonOption, emit, execute, fail
+from corepool.cli.common import JsonOption, emit, execute, fail_with
 from corepool.cli.exits import Exit
 from corepool.driver import connect
+from corepool.errors import DriverLoadError, InvalidOptionError
 
 __all__ = ["register"]
 
@@ -61,7 +62,8 @@ def conformance(
     """
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:
-        fail(f"the kit needs {', '.join(missing)}; run: pip install 'corepool[conformance]'", Exit.NOT_INSTALLED)
+        error = DriverLoadError(f"the kit needs {', '.join(missing)}; run: pip install 'corepool[conformance]'")
+        fail_with(error, Exit.NOT_INSTALLED, as_json=as_json)
 
     async def reach() -> None:
         async with connect(url):
@@ -82,6 +84,8 @@ def conformance(
         arguments += [f"--corepool-budget={budget:g}"]
         arguments += [f"--corepool-seed={seed}"] if seed is not None else []
         code = _run(arguments, sys.stderr if as_json else sys.stdout)
+        if code == _NO_TESTS:
+            fail_with(InvalidOptionError(f"no test of the kit matches {select!r}"), Exit.USAGE, as_json=as_json)
         if as_json and report.exists():
             result: Any = json.loads(report.read_text(encoding="utf-8"))
             emit(result)
@@ -89,6 +93,7 @@ def conformance(
         raise typer.Exit(_MEANINGS.get(code, Exit.FOUND))
 
 
+_NO_TESTS = 5
 _MEANINGS = {2: Exit.INTERRUPTED, 4: Exit.USAGE}
 
 

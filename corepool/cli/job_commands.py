@@ -17,12 +17,12 @@ from corepool.cli.common import (
     client_node,
     emit,
     execute,
-    fail,
+    fail_with,
     plain,
     stdout,
 )
 from corepool.cli.exits import Exit
-from corepool.errors import JobNotFoundError
+from corepool.errors import InvalidOptionError, JobNotFoundError
 from corepool.pool import Explanation
 
 __all__ = ["register"]
@@ -39,14 +39,16 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def _payload(text: str, file: Path | None) -> bytes:
+def _payload(text: str, file: Path | None, as_json: bool) -> bytes:
     if file is not None:
         if text:
-            fail("give the payload as text or as --file, not both", Exit.USAGE)
+            error = InvalidOptionError("give the payload as text or as --file, not both")
+            fail_with(error, Exit.USAGE, as_json=as_json)
         try:
             return file.read_bytes()
-        except OSError as error:
-            fail(f"cannot read the payload: {error}", Exit.USAGE)
+        except OSError as problem:
+            error = InvalidOptionError(f"cannot read the payload: {problem}")
+            fail_with(error, Exit.USAGE, as_json=as_json)
     return sys.stdin.buffer.read() if text == "-" else text.encode()
 
 
@@ -72,7 +74,7 @@ def dispatch(
       corepool dispatch README README.md --timeout 5
       cat payload.bin | corepool dispatch big -
     """
-    data = _payload(payload, file)
+    data = _payload(payload, file, as_json)
 
     async def main() -> None:
         async with client_node(url, pool, call_timeout=timeout) as node:
@@ -123,7 +125,7 @@ def notify(
     Example:
       corepool notify README refresh
     """
-    data = _payload(payload, file)
+    data = _payload(payload, file, as_json)
 
     async def main() -> None:
         async with client_node(url, pool, call_timeout=timeout) as node:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from corepool.cli.common import JsonOption, emit, fail, note, set_up_logging, stdout
+from corepool.cli.common import JsonOption, emit, fail, fail_with, note, set_up_logging, stdout
 from corepool.cli.exits import Exit
 from corepool.cli.scenarios import BUILT_IN, Scenario, ScenarioError, load_scenario
 from corepool_memory.sim.errors import TokenError
@@ -67,22 +67,29 @@ def run(
       corepool sim run --scenario tests.feeds:scenario
     """
     set_up_logging(verbose=False, silent=True)
-    chosen = _load(scenario, faults)
+    chosen = _load(scenario, faults, as_json)
     began = time.monotonic()
-    failed = 0
+    done = failed = 0
     virtual = 0.0
+    interrupted = False
     if not as_json:
         stdout.print(f"{'seed':>6} {'digest':16} {'steps':>9} {'virtual':>10} {'wall':>8}  faults")
-    for seed in range(first, first + seeds):
-        result = chosen.run(seed=seed, minimise=minimise)
-        failed += not result.passed
-        virtual += result.virtual_seconds
-        if as_json:
-            emit(_as_json(result))
-        else:
-            _print_line(result)
+    try:
+        for seed in range(first, first + seeds):
+            result = chosen.run(seed=seed, minimise=minimise)
+            done += 1
+            failed += not result.passed
+            virtual += result.virtual_seconds
+            if as_json:
+                emit(_as_json(result))
+            else:
+                _print_line(result)
+    except KeyboardInterrupt:
+        interrupted = True
     wall = time.monotonic() - began
-    note(f"{seeds} runs, {failed} failed, {virtual / 3600:.2f} virtual hours in {wall:.1f} s ({virtual / wall:,.0f} x)")
+    note(f"{done} runs, {failed} failed, {virtual / 3600:.2f} virtual hours in {wall:.1f} s ({virtual / wall:,.0f} x)")
+    if interrupted:
+        fail("interrupted", Exit.INTERRUPTED)
     if failed:
         fail(f"{failed} of {seeds} runs violated an invariant; replay one with: corepool sim replay TOKEN", Exit.FOUND)
 
@@ -103,9 +110,9 @@ def replay(
     """
     set_up_logging(verbose=False, silent=True)
     try:
-        result = _load(scenario, faults).run(token=token)
+        result = _load(scenario, faults, as_json).run(token=token)
     except TokenError as error:
-        fail(str(error), Exit.USAGE)
+        fail_with(error, Exit.USAGE, as_json=as_json)
     if as_json:
         emit(_as_json(result) | {"story": list(result.trace)})
     else:
@@ -116,11 +123,11 @@ def replay(
         raise typer.Exit(Exit.FOUND)
 
 
-def _load(name: str, faults: bool) -> Scenario:
+def _load(name: str, faults: bool, as_json: bool) -> Scenario:
     try:
         return load_scenario(name, faults=faults)
     except ScenarioError as error:
-        fail(str(error), Exit.USAGE)
+        fail_with(error, Exit.USAGE, as_json=as_json)
 
 
 def _as_json(result: Result) -> dict[str, Any]:

@@ -42,7 +42,9 @@ def test_the_budget_bounds_the_pool_layer(tmp_path: Path) -> None:
 
 
 def test_a_selection_without_tests_is_no_success(tmp_path: Path) -> None:
-    assert run(tmp_path, "memory://", "-k", "nothing_is_called_so").returncode == 1
+    done = run(tmp_path, "memory://", "-k", "nothing_is_called_so", "--json")
+    assert done.returncode == 2
+    assert "no test of the kit matches 'nothing_is_called_so'" in json.loads(done.stdout)["error"]["message"]
 
 
 def test_a_backend_that_cannot_be_reached_exits_with_3(tmp_path: Path) -> None:

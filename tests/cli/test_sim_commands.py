@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.cli.interrupts import heeding_interrupts
 
 SCENARIOS = """
 import asyncio
@@ -42,6 +46,7 @@ number = 7
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "scenarios.py").write_text(SCENARIOS)
+    (tmp_path / "script.py").write_text("import sys\nsys.exit(3)  # a script without a main guard")
     return tmp_path
 
 
@@ -103,6 +108,7 @@ def test_a_deadlock_names_both_tasks(folder: Path) -> None:
         (["run", "--scenario", "scenarios:missing"], "missing"),
         (["run", "--scenario", "scenarios:number"], "not a function"),
         (["run", "--scenario", "no_such_module:f"], "ModuleNotFoundError"),
+        (["run", "--scenario", "script:f"], "cannot load script:f: the code asked to end the process"),
         (["run", "--seeds", "0"], "seeds"),
         (["replay", "nonsense"], "token"),
         (["replay", "cps1.AAAA"], "token"),
@@ -113,3 +119,32 @@ def test_wrong_arguments_exit_with_2_and_say_why(arguments: list[str], says: str
     assert done.returncode == 2, done.stdout + done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("arguments", [["run", "--scenario", "scenarios:missing"], ["replay", "cps1.AAAA"]])
+def test_a_script_reads_what_was_wrong(arguments: list[str], folder: Path) -> None:
+    done = sim(folder, *arguments, "--json")
+    assert done.returncode == 2
+    error = json.loads(done.stdout)["error"]
+    assert error["type"] in ("ScenarioError", "TokenError")
+    assert error["message"] in done.stderr
+
+
+def test_ctrl_c_sums_up_and_exits_with_130(folder: Path) -> None:
+    command = [sys.executable, "-m", "corepool.cli", "sim", "run", "--seeds", "100000", "--scenario", "scenarios:good"]
+    with (
+        heeding_interrupts(),
+        subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+    ):
+        assert process.stdout is not None
+        for _ in range(3):
+            assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        rest, said = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    summary = re.search(r"(\d+) runs, 0 failed", said)
+    assert summary is not None, said
+    printed = 2 + len(rest.splitlines())
+    assert abs(int(summary[1]) - printed) <= 1, "the signal may come between a run and its line"
+    assert said.splitlines()[-1] == "corepool: interrupted"

@@ -20,7 +20,7 @@ from corepool.cli.bench import loops
 from corepool.cli.bench.figures import Figure, Results
 from corepool.cli.bench.sizes import QUICK, USUAL
 from corepool.cli.bench.study import Study
-from corepool.cli.common import JsonOption, VerboseOption, emit, execute, fail, stderr, stdout
+from corepool.cli.common import JsonOption, VerboseOption, emit, execute, fail_with, stderr, stdout
 from corepool.cli.exits import Exit
 from corepool.errors import InvalidOptionError
 
@@ -72,7 +72,7 @@ def bench(
     try:
         chosen, where = loops.choose(loop), cores_of.choose(cores)
     except InvalidOptionError as error:
-        fail(str(error), Exit.USAGE)
+        fail_with(error, Exit.USAGE, as_json=as_json)
     status = stderr.status("") if stderr.is_terminal else None
 
     def progress(text: str) -> None:
