@@ -36,7 +36,8 @@ First steps, without any server:
 On a store of your own:
   export COREPOOL_URL=redis://localhost:6379/0 COREPOOL_POOL=feeds
   corepool check                            is the store configured to keep what it acknowledges?
-  corepool worker examples.handlers:FileDigest    run a worker; Ctrl-C hands its jobs over
+  corepool worker examples.handlers:FileDigest    run a worker, in a checkout of corepool, or with
+                                            a handler of your own; Ctrl-C hands its jobs over
   corepool dispatch README README.md        start a job: its key and its payload
   corepool explain README                   where does it run, and why there?
   corepool notify README refresh

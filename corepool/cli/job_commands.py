@@ -23,7 +23,7 @@ from corepool.cli.common import (
 )
 from corepool.cli.exits import Exit
 from corepool.errors import InvalidOptionError, JobNotFoundError
-from corepool.pool import Explanation
+from corepool.pool import Explanation, JobState
 
 __all__ = ["register"]
 
@@ -144,19 +144,24 @@ def retry(
     verbose: VerboseOption = False,
 ) -> None:
     """
-    Try a FAILED job again.
+    Try a FAILED job again; one that has not failed is left alone.
 
     \b
     Example:
       corepool retry README
     """
 
-    async def main() -> None:
+    async def main() -> bool:
         async with client_node(url, pool, call_timeout=timeout) as node:
+            told = await node.explain(key)
             await node.retry_job(key)
+            return told is not None and told.state is JobState.FAILED
 
-    execute(main, as_json=as_json, verbose=verbose)
-    _done("retried", key, as_json)
+    retried = execute(main, as_json=as_json, verbose=verbose)
+    if retried or as_json:
+        _done("retried", key, as_json, retried)
+    else:
+        stdout.print(f"{key} has not failed: left alone", markup=False)
 
 
 def explain(
@@ -200,8 +205,8 @@ def _when(wall: float) -> str:
     return datetime.fromtimestamp(wall, UTC).astimezone().isoformat(sep=" ", timespec="seconds")
 
 
-def _done(what: str, key: str, as_json: bool) -> None:
+def _done(what: str, key: str, as_json: bool, done: bool = True) -> None:
     if as_json:
-        emit({"key": key, what: True})
+        emit({"key": key, what: done})
     else:
         stdout.print(f"{what} {key}", markup=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import corepool
+from tests.waiting import until
 
 from .conftest import Cli
 
@@ -70,7 +71,9 @@ async def test_payloads_come_from_a_file_or_standard_input(cli: Cli, recorder: R
 async def test_both_kinds_of_payload_or_no_such_file_is_a_usage_error(cli: Cli, tmp_path: Path) -> None:
     missing = str(tmp_path / "missing")
     assert (await cli("dispatch", "k", "text", "--file", missing)).exit_code == 2
-    assert (await cli("dispatch", "k", "--file", missing)).exit_code == 2
+    result = await cli("dispatch", "k", "--file", missing, "--json")
+    assert result.exit_code == 2
+    assert "cannot read the payload" in json.loads(result.stdout)["error"]["message"]
 
 
 @pytest.mark.parametrize("command", ["stop", "notify", "retry", "explain"])
@@ -126,3 +129,36 @@ async def test_an_unknown_scheme_exits_with_9(cli: Cli) -> None:
 async def test_without_a_url_or_a_pool_the_variables_are_named(cli: Cli) -> None:
     assert "COREPOOL_URL" in (await cli("dispatch", "k", url="")).stderr
     assert "COREPOOL_POOL" in (await cli("dispatch", "k", pool="")).stderr
+
+
+async def test_retry_leaves_a_job_alone_that_has_not_failed(cli: Cli, recorder: Recorder) -> None:
+    await cli("dispatch", "k")
+    done = await cli("retry", "k")
+    assert (done.exit_code, done.stdout) == (0, "k has not failed: left alone\n")
+    assert json.loads((await cli("retry", "k", "--json")).stdout) == {"key": "k", "retried": False}
+    assert [what for what, *_ in recorder.seen] == ["start"]
+
+
+async def test_retry_starts_a_failed_job_again(cli: Cli, memory_url: str) -> None:
+    handler = Recorder()
+
+    class Broken(Recorder):
+        async def start(self, job: corepool.Job) -> None:
+            raise RuntimeError("not here")
+
+    async with corepool.connect(memory_url) as backend, corepool.Node(backend, "p", max_start_attempts=1) as node:
+        first = await node.add_worker(handler)
+        await node.dispatch_job("k")
+        await node.remove_worker(first)
+        broken = await node.add_worker(Broken())
+
+        async def failed() -> bool:
+            told = await node.explain("k")
+            return told is not None and told.state is corepool.JobState.FAILED
+
+        await until(failed)
+        await node.remove_worker(broken)
+        await node.add_worker(handler)
+        done = await cli("retry", "k")
+        assert (done.exit_code, done.stdout) == (0, "retried k\n")
+        await until(lambda: [what for what, *_ in handler.seen] == ["start", "stop", "start"])
