@@ -284,7 +284,7 @@ class ClusterNode(Machine):
         cluster.world.trace.tell(cluster.now, self.sim.label, f"{shown} is called")
         try:
             call.result = result = await self.run(function)
-        except BaseException as error:
+        except BaseException as error:  # a cancelled call, too, is told of in the story
             call.error = error
             cluster.world.trace.tell(cluster.now, self.sim.label, f"{shown} raises {type(error).__name__}: {error}")
             raise

@@ -176,7 +176,9 @@ class _RecordedHandler:
         own[job.key] = tenure
         try:
             await _called(self._handler.start, job)
-        except Exception as error:
+        except (
+            Exception
+        ) as error:  # not a cancellation: a start that is interrupted gets its stop, which ends the tenure
             tenure.ended = recorder.world.now  # not started: there will be no stop
             own.pop(job.key, None)
             recorder.world.tell(f"start({job.key!r}) raised {type(error).__name__}: {error}")

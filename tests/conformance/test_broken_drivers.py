@@ -34,7 +34,7 @@ def run(test: str, harness: BrokenHarness, seed: str = "seed") -> Kit:
     try:
         cls, name = contract_tests()[test]
         getattr(cls(), name)(kit)
-    except BaseException as error:
+    except BaseException as error:  # pytest's own failures are no Exceptions
         error.history = kit.history  # type: ignore[attr-defined]
         raise
     return kit

@@ -115,7 +115,7 @@ def _deaf_after_a_failure(announce: Any) -> Any:
     async def announced(self: Session) -> None:
         try:
             await announce(self)
-        except BaseException:
+        except BaseException:  # cancellation included: the mutant is deaf however the announcement ended
             self._sink = None  # forgotten, but still listened to
             raise
 

@@ -94,7 +94,7 @@ def torn(way: Callable[[], Awaitable[object]]) -> Callable[[], Awaitable[None]]:
         finally:
             try:
                 await way()
-            except BaseException as error:
+            except BaseException as error:  # how it is torn out, GeneratorExit included, is what is looked at
                 KEPT.append(error)
                 raise
 
