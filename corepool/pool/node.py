@@ -23,6 +23,7 @@ from corepool.pool.incarnation import clear_incarnation, flag_shutdown
 from corepool.pool.options import NodeOptions
 from corepool.pool.schedule import Producer, Schedule
 from corepool.pool.session import Session
+from corepool.pool.telemetry import open_telemetry
 from corepool.pool.ticker import Ticker
 from corepool.pool.wire import WorkerRecord
 from corepool.pool.worker import Worker
@@ -52,6 +53,7 @@ class Node:
         self.pool = pool
         self._backend = backend
         self._log = PoolLog(logging.getLogger("corepool.pool"), {"pool": pool})
+        self._telemetry = open_telemetry(pool, backend.clock)
         self._session: Session | None = None
         self._calls: JobCalls | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -99,7 +101,7 @@ class Node:
         if self.options.client_only:
             raise ClientOnlyError("this node was opened with client_only=True and holds no workers; open another one")
         session = self._open()
-        return await self._of_the_node("add worker", session, session.add_worker(handler))
+        return await self._of_the_node("add worker", session, session.add_worker(self._telemetry.handler(handler)))
 
     async def remove_worker(self, worker: Worker) -> None:
         """Hand the worker's jobs over to others and remove it; at most ``worker_shutdown_ttl`` seconds, then others finish.
@@ -143,7 +145,8 @@ class Node:
         """
         check_key(key, self._backend.capabilities)
         check_value(payload, self._backend.capabilities)
-        await self._jobs().dispatch(key, payload, self._timeout(timeout))
+        with self._telemetry.call("dispatch_job", key):
+            await self._jobs().dispatch(key, payload, self._timeout(timeout))
 
     async def stop_job(self, key: str) -> None:
         """Stop a job, wherever it is; returns when it has stopped. The wish is durable: it outlives this node and the owner.
@@ -154,7 +157,8 @@ class Node:
             InvalidKeyError, NodeClosedError, PoolShutdownError, BackendUnavailable: nothing was done.
         """
         check_key(key, self._backend.capabilities)
-        await self._jobs().stop(key)
+        with self._telemetry.call("stop_job", key):
+            await self._jobs().stop(key)
 
     async def notify_worker(self, key: str, payload: bytes = b"") -> None:
         """Notify the job's owner; returns when its handler has handled it. At least once; a caller that awaits each call is
@@ -168,7 +172,8 @@ class Node:
         """
         check_key(key, self._backend.capabilities)
         check_value(payload, self._backend.capabilities)
-        await self._jobs().notify(key, payload)
+        with self._telemetry.call("notify_worker", key):
+            await self._jobs().notify(key, payload)
 
     async def retry_job(self, key: str) -> None:
         """Give a FAILED job a fresh set of attempts; does nothing to one that has not failed.
@@ -177,7 +182,8 @@ class Node:
             JobNotFoundError: no job has the key.
         """
         check_key(key, self._backend.capabilities)
-        await self._jobs().retry(key)
+        with self._telemetry.call("retry_job", key):
+            await self._jobs().retry(key)
 
     async def job_keys(self) -> list[str]:
         """The keys of all jobs of the pool, sorted. Reads every record: for people and tests."""
