@@ -25,7 +25,14 @@ from corepool.pool.worker import Worker
 from corepool_memory.backend import MemoryNamespace
 
 from .mutant import Change, Mutant, Where, changed
-from .small import answered_late, asleep_while_claiming, asleep_with_the_lock, two_rings, two_take_over
+from .small import (
+    answered_late,
+    asleep_while_claiming,
+    asleep_with_the_lock,
+    two_rings,
+    two_take_over,
+    withdrawn_in_doubt,
+)
 
 __all__ = ["RULES", "nothing"]
 
@@ -231,8 +238,8 @@ RULES = [
         rule="R1.withdrawn",
         breaks="a withdrawal of which nobody knows whether it removed the record is told as 'never started'",
         changes=(changed(dispatch.JobCalls, "_withdraw", _certain),),
-        caught=r"3: .* DispatchTimeoutError .* but it started",
-        known=Where("atomic", 27),
+        caught=r"3: .* DispatchTimeoutError, but it started",
+        scenario=withdrawn_in_doubt,
     ),
     Mutant(
         rule="R2",

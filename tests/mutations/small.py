@@ -9,30 +9,34 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from corepool import Job, JobStartError
-from corepool.errors import BackendUnavailable, CorepoolError
+from corepool import Job, JobGoneError, JobStartError
+from corepool.errors import BackendUnavailable, CorepoolError, OutcomeUnknown
 from corepool.pool.store import INBOX
 from corepool.pool.wire import JobState, NotifyEvent, event
 from corepool.testing import Cluster, ClusterNode, NotInTime
 from corepool.testing.atrest import AtRest
 from corepool.testing.rules import StoreRules
-from tests.scenarios.looking import FOUND, POOL, QUICK, TTL, Keeper, Store, gathered, keeper, keys_of, nodes
-from tests.scenarios.wiretap import Match, Request, Wiretap, appends, both, cleanup_lock, from_, writes_job
+from tests.scenarios.looking import FOUND, POOL, QUICK, TTL, Keeper, Store, gathered, keeper, keys_of, nodes, ring
+from tests.scenarios.wiretap import Match, Request, Wiretap, appends, both, cleanup_lock, from_, removes_job, writes_job
 
 __all__ = [
     "answered_late",
+    "asked_and_stopped",
+    "asker_left",
     "asleep_while_claiming",
     "asleep_with_the_lock",
     "failing_at_once",
     "late_after_the_burial",
     "leaving_alone",
     "leaving_slowly",
+    "many_workers_far_away",
     "notified_when_failed",
     "notified_while_dead",
     "overlooked",
     "two_rings",
     "two_take_over",
     "waiting_when_cut_off",
+    "withdrawn_in_doubt",
 ]
 
 DIED_TOO = 3 * FOUND
@@ -75,6 +79,34 @@ async def two_rings(cluster: Cluster) -> None:
     for feed in held:
         feed.release()
     await leaving
+    await Store(cluster).tidy()
+
+
+async def withdrawn_in_doubt(cluster: Cluster) -> None:
+    """R1. A dispatcher whose time is up takes its job back, and never hears whether it did. It did not: a worker had just
+    claimed the job, ran it, and was asked to stop it."""
+    tap = Wiretap(cluster)
+    pool = await _pool(cluster, 2)
+    client = await cluster.node(POOL, client_only=True, **QUICK)
+    [key] = keys_of(pool[0], 1)
+    bells, answers = tap.hold_feed(pool[0].name, "sink owner of worker:"), tap.hold_feed(client.name, "sink ")
+    withdrawing, stopped = asyncio.Event(), asyncio.Event()
+
+    async def lose(_: Request) -> None:
+        withdrawing.set()
+        await stopped.wait()
+        raise OutcomeUnknown("it was lost on its way")
+
+    tap.before(both(from_(client.name), removes_job(key)), lose)
+    call = asyncio.create_task(client.dispatch_job(key, timeout=0.2 * TTL))
+    await withdrawing.wait()
+    bells.release()
+    await cluster.eventually(lambda: cluster.running(key), within=TTL)
+    await pool[1].stop_job(key)
+    stopped.set()
+    [error] = await gathered(call)
+    assert isinstance(error, JobGoneError), f"3: the dispatch of {key} raised {type(error).__name__}, but it started"
+    answers.release()
     await Store(cluster).tidy()
 
 
@@ -161,6 +193,49 @@ async def failing_at_once(cluster: Cluster) -> None:
     await Store(cluster).tidy()
 
 
+async def asked_and_stopped(cluster: Cluster) -> None:
+    """A dispatcher whose time is up asks for the stop of a start that hangs. When it looks again, the stop is done."""
+    tap = Wiretap(cluster)
+    pool = await _pool(cluster, 2)
+    [key] = keys_of(pool[0], 1)
+
+    async def hang(_: Job) -> None:
+        await asyncio.Event().wait()
+
+    keeper(pool[0]).on_start = hang
+    asked = tap.hold_answer(
+        both(from_(pool[1].name), appends("stop"))
+    )  # the doorbell: where operations go singly, the last
+    call = asyncio.create_task(pool[1].dispatch_job(key, timeout=0.2 * TTL))
+    await asked.reached()
+    await cluster.eventually(lambda: Store(cluster).job(key) is None, within=TTL)
+    await cluster.sleep(0.1 * TTL)  # the stop's answer is there
+    asked.open()
+    [error] = await gathered(call)
+    assert isinstance(error, JobGoneError), f"2: the dispatch of {key} ended with {error!r}, and nothing had started it"
+    await Store(cluster).tidy()
+
+
+async def asker_left(cluster: Cluster) -> None:
+    """A client leaves while its job starts: nobody makes its inbox anew to answer it."""
+    pool = await _pool(cluster, 2)
+    client = await cluster.node(POOL, client_only=True, **QUICK)
+    [key] = keys_of(pool[0], 1)
+    left = asyncio.Event()
+
+    async def wait(_: Job) -> None:
+        await left.wait()
+
+    keeper(pool[0]).on_start = wait
+    call = asyncio.create_task(client.dispatch_job(key))
+    await cluster.eventually(lambda: cluster.owners(key), within=TTL)
+    await client.close()
+    await gathered(call)
+    left.set()
+    await cluster.eventually(lambda: cluster.running(key), within=TTL)
+    await _at_rest(cluster, FOUND)
+
+
 async def notified_while_dead(cluster: Cluster) -> None:
     """A notification lies in the inbox of one who died: whoever cleans up passes it on."""
     pool = await _pool(cluster, 3)
@@ -230,6 +305,28 @@ async def leaving_alone(cluster: Cluster) -> None:
     tap.before(lambda request: any(op.key == worker.id for op in request.sets("workers.")), refuse)
     await node.remove_worker(worker)
     await _at_rest(cluster, FOUND + 4 * TTL)
+
+
+async def many_workers_far_away(cluster: Cluster) -> None:
+    """A node with many workers is far away from the store: each round trip is short beside a lease, all in turn are not."""
+    tap = Wiretap(cluster)
+    pool = await _pool(cluster, 2)
+    keys = keys_of(pool[0], 3)
+    for _ in range(11):
+        await pool[0].add_worker(Keeper())
+    await cluster.eventually(lambda: all(len(ring(node).workers) == 13 for node in pool), within=TTL)
+    for key in keys:
+        await pool[1].dispatch_job(key)
+    alive = Store(cluster).keep_alives().keys()
+
+    async def far(_: Request) -> None:
+        await cluster.sleep(0.1 * TTL)
+
+    tap.before(from_(pool[0].name), far, times=1_000_000)
+    await cluster.sleep(4 * TTL)
+    moved = [key for key in keys if len(cluster.history(key)) > 1]
+    assert not moved, f"{moved} were fenced, though every worker is well"
+    assert Store(cluster).keep_alives().keys() == alive, "workers were declared dead, though every one is well"
 
 
 async def late_after_the_burial(cluster: Cluster) -> None:
