@@ -8,6 +8,7 @@ Neighbours: ``rules`` and ``safeguards`` list them, ``test_mutations`` hunts the
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,7 @@ from corepool.testing import Cluster, Faults, Result, simulate_cluster
 from corepool_memory.options import MemoryOptions
 from tests.chaos.exploring import BUDGETS, KINDS, SCENARIOS
 
-__all__ = ["Change", "Mutant", "Where", "changed"]
+__all__ = ["Change", "Mutant", "Where", "amended", "changed", "misled"]
 
 _CHECKED_BY = re.compile("^(after every step|InvariantViolated|HistoryViolation|AssertionError): ")
 
@@ -92,6 +93,26 @@ class Mutant:
             return False
         said = _CHECKED_BY.sub("", found.text.partition("\n")[0], count=1)
         return re.match(self.caught, said) is not None
+
+
+def amended(owner: Any, name: str, amend: Callable[[Any], Any]) -> Change:
+    """A change of what a method returns, or a coroutine method's result."""
+
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        if not inspect.iscoroutinefunction(original):
+            return lambda *arguments, **options: amend(original(*arguments, **options))
+
+        async def later(*arguments: Any, **options: Any) -> Any:
+            return amend(await original(*arguments, **options))
+
+        return later
+
+    return changed(owner, name, make)
+
+
+def misled(owner: Any, name: str, mislead: Callable[..., tuple[Any, ...]]) -> Change:
+    """A change of what a method is called with: ``mislead`` gets its arguments, self among them, and gives others."""
+    return changed(owner, name, lambda original: lambda *arguments: original(*mislead(*arguments)))
 
 
 def changed(owner: Any, name: str, make: Callable[[Any], Any]) -> Change:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
 import msgspec
 
 from corepool.driver import ABSENT, ALWAYS, DeleteKey, SetKey
@@ -24,7 +23,7 @@ from corepool.pool.wire import JobRecord, JobState, MemberState, ReplyTo, Verdic
 from corepool.pool.worker import Worker
 from corepool_memory.backend import MemoryNamespace
 
-from .mutant import Change, Mutant, Where, changed
+from .mutant import Change, Mutant, Where, amended, changed, misled
 from .small import (
     answered_late,
     asleep_while_claiming,
@@ -34,12 +33,20 @@ from .small import (
     withdrawn_in_doubt,
 )
 
-__all__ = ["RULES", "nothing"]
+__all__ = ["RULES", "nothing", "without_doubt"]
 
 
 async def nothing(*_arguments: Any, **_options: Any) -> None:
     """Instead of a step that is left out."""
     return
+
+
+def _whatever_stands_there(write: SetKey | DeleteKey) -> SetKey | DeleteKey:
+    return msgspec.structs.replace(write, when=ALWAYS)
+
+
+def without_doubt(outcome: Outcome | None) -> Outcome | None:
+    return outcome and msgspec.structs.replace(outcome, doubtful=False)
 
 
 # --- R1 --------------------------------------------------------------------------------------------------------------
@@ -63,14 +70,6 @@ def _not_started(record: JobRecord) -> bool:
     return record.state is JobState.PENDING and not record.started
 
 
-def _certain(withdraw: Any) -> Any:
-    async def withdrawn(self: Any, key: str, stored: Stored) -> Outcome | None:
-        outcome: Outcome | None = await withdraw(self, key, stored)
-        return None if outcome is None else attrs.evolve(outcome, doubtful=False)
-
-    return withdrawn
-
-
 # --- R3, R4, R5 ------------------------------------------------------------------------------------------------------
 
 
@@ -88,12 +87,14 @@ async def _collect_unread(self: Sweeper, entry: Any, attention: Any, _stored: An
     await store.namespace.commit([DeleteKey(store.payloads, attention.job_id), DeleteKey(store.attention, entry.key)])
 
 
-def _attention_last(transition: Any) -> Any:
-    async def reordered(self: JobProtocol, key: str, job_id: str, before: Any, write: Any, after: Any) -> Outcome:
-        outcome: Outcome = await transition(self, key, job_id, [], write, [*after, *before])
-        return outcome
+def _attention_last(
+    protocol: Any, key: str, job_id: str, before: list[Any], write: Any, after: list[Any]
+) -> tuple[Any, ...]:
+    return protocol, key, job_id, [], write, [*after, *before]
 
-    return reordered
+
+def _stamp_of_the_future(record: Any, target: str, ring: int, *rest: Any) -> tuple[Any, ...]:
+    return record, target, ring + 1000, *rest
 
 
 def _rebalance_by_any_ring(self: Worker) -> None:
@@ -112,14 +113,6 @@ async def _hand_over_by_any_ring(self: OwnedJob, why: str) -> None:
         await self._release(stored, why)
 
 
-def _stamp_of_the_future(release: Any) -> Any:
-    def released(record: JobRecord, target: str, ring: int, why: str, wall: float) -> JobRecord:
-        stamped: JobRecord = release(record, target, ring + 1000, why, wall)
-        return stamped
-
-    return released
-
-
 # --- R6 to R9 --------------------------------------------------------------------------------------------------------
 
 
@@ -135,14 +128,6 @@ def _half_a_tombstone(tombstone: Any) -> Any:
         return found
 
     return unmarked
-
-
-def _unconditional(renewal: Any) -> Any:
-    def renewed(self: Lease) -> SetKey:
-        write: SetKey = renewal(self)
-        return attrs.evolve(write, when=ALWAYS)
-
-    return renewed
 
 
 def _from_the_answer(answered: Any) -> Any:
@@ -185,13 +170,6 @@ def _record_last(change_worker: Any) -> Any:
         return done
 
     return changed_to
-
-
-def _any_revision(make_op: Any) -> Any:
-    def op(self: CleanupLock) -> Any:
-        return msgspec.structs.replace(make_op(self), when=ALWAYS)
-
-    return op
 
 
 async def _delete_and_create(self: CleanupLock, seen: dict[str, tuple[int, float]]) -> bool:
@@ -237,7 +215,7 @@ RULES = [
     Mutant(
         rule="R1.withdrawn",
         breaks="a withdrawal of which nobody knows whether it removed the record is told as 'never started'",
-        changes=(changed(dispatch.JobCalls, "_withdraw", _certain),),
+        changes=(amended(dispatch.JobCalls, "_withdraw", without_doubt),),
         caught=r"3: .* DispatchTimeoutError, but it started",
         scenario=withdrawn_in_doubt,
     ),
@@ -274,7 +252,7 @@ RULES = [
         rule="R4.order",
         breaks="who dies between the record and its attention entry leaves a job that nobody looks after",
         changes=(
-            changed(JobProtocol, "_transition", _attention_last),
+            misled(JobProtocol, "_transition", _attention_last),
             Change(Sweeper, "full_scan", nothing),  # the backstop would find it, in its own time
         ),
         caught=r"1[01]: (k\d is (pending|starting|stopping)|payloads and jobs differ)",
@@ -294,7 +272,7 @@ RULES = [
     Mutant(
         rule="R5.stamp",
         breaks="a mover claims to know more than it does: nobody may move the job on when the ring really changes",
-        changes=(changed(transitions, "release", _stamp_of_the_future),),
+        changes=(misled(transitions, "release", _stamp_of_the_future),),
         caught=r"R5: .* which does not exist yet",
         known=Where("atomic", 0),
     ),
@@ -315,7 +293,7 @@ RULES = [
     Mutant(
         rule="R7.renew",
         breaks="who was declared dead overwrites its tombstone, and goes on with jobs that others have",
-        changes=(changed(Lease, "renewal", _unconditional),),
+        changes=(amended(Lease, "renewal", _whatever_stands_there),),
         caught=r"6 \(R7\): .* gives a sign of life",
         known=Where("atomic", 0),
     ),
@@ -370,8 +348,8 @@ RULES = [
         rule="R12.release",
         breaks="a cleaner that slept past its lock removes the one of its successor",
         changes=(
-            changed(CleanupLock, "release_op", _any_revision),
-            changed(CleanupLock, "bury_op", _any_revision),
+            amended(CleanupLock, "release_op", _whatever_stands_there),
+            amended(CleanupLock, "bury_op", _whatever_stands_there),
         ),
         caught=r"6 \(R12\): .* removed the cleanup lock",
         scenario=asleep_with_the_lock,

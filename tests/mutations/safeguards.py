@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
+import msgspec
 
 from corepool.driver import ALWAYS, REVISION, Append, DeleteKey, Entry, SetKey
 from corepool.errors import OutcomeUnknown
@@ -22,12 +22,12 @@ from corepool.pool.session import Session
 from corepool.pool.store import INBOX, Stored
 from corepool.pool.sweeper import Sweeper
 from corepool.pool.ticker import Ticker
-from corepool.pool.wire import JobRecord, JobState, NotifyEvent
+from corepool.pool.wire import JobState, NotifyEvent
 from corepool.pool.worker import Worker
 from corepool.rmap.replica import Replica
 
-from .mutant import Change, Mutant, Where, changed
-from .rules import nothing
+from .mutant import Change, Mutant, Where, amended, changed, misled
+from .rules import nothing, without_doubt
 from .small import (
     asked_and_stopped,
     asker_left,
@@ -60,29 +60,21 @@ def _registered_late(admit: Any) -> Any:
     return admitted
 
 
-def _one_call_for_both(give_up: Any) -> Any:
-    async def given_up(self: JobCalls, key: str, record: JobRecord, call: Call, _stopping: Call, deadline: Any) -> Any:
-        return await give_up(self, key, record, call, call, deadline)
-
-    return given_up
-
-
-def _never_in_doubt(admit: Any) -> Any:
-    async def admitted(self: JobProtocol, key: str, record: JobRecord, payload: bytes) -> Outcome:
-        outcome: Outcome = await admit(self, key, record, payload)
-        return attrs.evolve(outcome, doubtful=False)
-
-    return admitted
+def _one_call_for_both(
+    calls: Any, key: str, record: Any, call: Call, _stopping: Call, deadline: Any
+) -> tuple[Any, ...]:
+    return calls, key, record, call, call, deadline
 
 
-def _over_another(transition: Any) -> Any:
-    async def overwriting(self: JobProtocol, key: str, job_id: str, before: Any, write: Any, after: Any) -> Outcome:
-        if isinstance(write, SetKey):
-            write = attrs.evolve(write, when=ALWAYS)
-        outcome: Outcome = await transition(self, key, job_id, before, write, after)
-        return outcome
-
-    return overwriting
+def _over_another(protocol: Any, key: str, job_id: str, before: Any, write: Any, after: Any) -> tuple[Any, ...]:
+    return (
+        protocol,
+        key,
+        job_id,
+        before,
+        msgspec.structs.replace(write, when=ALWAYS) if isinstance(write, SetKey) else write,
+        after,
+    )
 
 
 # --- workers and nodes -----------------------------------------------------------------------------------------------
@@ -212,21 +204,21 @@ SAFEGUARDS = [
     Mutant(
         rule="the answer to a stop is not the answer to a start",
         breaks="a dispatcher that gave up hears that its stop is done, and takes it for the start's success",
-        changes=(changed(JobCalls, "_give_up", _one_call_for_both),),
+        changes=(misled(JobCalls, "_give_up", _one_call_for_both),),
         caught=r"2: the dispatch of .* nothing had started it",
         scenario=asked_and_stopped,
     ),
     Mutant(
         rule="an unknown outcome is not another's job",
         breaks="JobExistsError for a job of the caller's own, which had been admitted, run and gone",
-        changes=(changed(JobProtocol, "admit", _never_in_doubt),),
+        changes=(amended(JobProtocol, "admit", without_doubt),),
         caught=r"[34]: .*JobExistsError",
         known=Where("steps", 4),
     ),
     Mutant(
         rule="compare-and-set",
         breaks="a record is written over whatever stands there by now",
-        changes=(changed(JobProtocol, "_transition", _over_another),),
+        changes=(misled(JobProtocol, "_transition", _over_another),),
         caught=r"4: the record of .* (was overwritten|went from)|4: .* came back under the job_id",
     ),
     Mutant(
