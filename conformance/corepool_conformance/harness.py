@@ -9,6 +9,7 @@ Neighbours: `corepool_conformance.kit` calls `begin` and `end` around every test
 from __future__ import annotations
 
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 from urllib.parse import urlsplit, urlunsplit
 
@@ -21,7 +22,7 @@ HOOKS = ("raw_read", "raw_write", "cut", "restart", "leaks", "members")
 """The optional hooks. ``cut`` stands for ``cut`` and ``heal`` together."""
 
 
-class Harness:
+class Harness(ABC):
     """Subclass it, implement `connect`, and override the hooks your backend allows.
 
     ack_wait: the ack_wait in seconds the kit gives its sinks; as short as your backend does it well.
@@ -35,21 +36,22 @@ class Harness:
     label: str | None = None
     url: str | None = None
 
+    @abstractmethod
     async def connect(self) -> Backend:
         """A new connection to the store under test; the kit closes it. Connections of one test share the store."""
-        raise NotImplementedError(f"{type(self).__name__}.connect")
 
     def fresh_namespace(self) -> str:
         """A namespace name that nobody has used before."""
         return f"conformance-{secrets.token_hex(6)}"
 
-    async def begin(self, needs: Collection[str]) -> None:
+    async def begin(self, needs: Collection[str]) -> None:  # noqa: B027  most have nothing to do here
         """Called before each test, in its event loop. ``needs``: the hooks that this test is going to use."""
 
-    async def end(self) -> None:
+    async def end(self) -> None:  # noqa: B027  as above
         """Called after each test, after every connection was closed. The backend must be reachable again afterwards."""
 
     # --- optional hooks ----------------------------------------------------------------------------------------------
+    # Not abstract: a harness without them is complete. The kit asks `offers`, and calls none that was not overridden.
 
     async def raw_read(self, namespace: str, map_name: str, key: str) -> bytes | None:
         """What the backend itself holds for the key, read without the driver: bytes that contain the value."""

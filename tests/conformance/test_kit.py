@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from corepool_conformance.contract.test_limits import ODD
+from corepool_conformance.harness import Harness
 from corepool_conformance.kit import REGISTRY, Contract
 from corepool_conformance.known import KnownFailuresError, read_known_failures
 from corepool_conformance.promises import PROMISES
@@ -123,6 +124,14 @@ def test_the_plugin_is_light() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+def test_a_harness_without_connect_is_none() -> None:
+    class Empty(Harness):
+        pass
+
+    with pytest.raises(TypeError, match="connect"):
+        Empty()  # type: ignore[abstract]
 
 
 def test_odd_names_are_all_different() -> None:

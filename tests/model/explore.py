@@ -12,6 +12,7 @@ and then everything that DESIGN section 5 promises "once faults stop" has to hol
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator
 from itertools import pairwise
 from typing import Generic, NamedTuple, TypeVar
@@ -28,7 +29,7 @@ class Step(NamedTuple, Generic[S]):
     fault: bool = False
 
 
-class Model(Generic[S]):
+class Model(ABC, Generic[S]):
     """What a model tells the explorer. ``S`` is its state; ``off`` names the rules that are switched off."""
 
     name = "model"
@@ -36,29 +37,29 @@ class Model(Generic[S]):
     def __init__(self, off: Iterable[str] = ()) -> None:
         self.off = frozenset(off)
 
+    @abstractmethod
     def initial(self) -> Iterable[S]:
         """The states to begin with."""
-        raise NotImplementedError
 
+    @abstractmethod
     def steps(self, state: S) -> Iterator[Step[S]]:
         """Every step that may be next, of every actor, faults included."""
-        raise NotImplementedError
 
+    @abstractmethod
     def broken(self, state: S) -> str | None:
         """The invariant that does not hold in this state (safety), or None."""
-        raise NotImplementedError
 
+    @abstractmethod
     def broken_at_rest(self, state: S) -> str | None:
         """The invariant that does not hold although nobody has anything left to do (liveness), or None."""
-        raise NotImplementedError
 
     def landmarks(self, state: S) -> Iterable[str]:
         """Names of what is interesting about this state: tests assert that it was reached."""
         return ()
 
+    @abstractmethod
     def show(self, state: S) -> str:
         """What a story prints of this state, in one line."""
-        raise NotImplementedError
 
 
 class Violation(NamedTuple):

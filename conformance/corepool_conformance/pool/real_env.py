@@ -252,6 +252,7 @@ class LocalHost:
             await self._backend.aclose()
 
     async def cut(self) -> None:
+        """Never asked for: `real_faults` offers these where each node is a process."""
         raise NotImplementedError("nodes of one process cannot be cut off one by one")
 
     heal = pause = resume = cut
