@@ -115,3 +115,30 @@ async def test_one_that_was_declared_dead_before_it_was_born(lease: Lease) -> No
     with pytest.raises(BackendUnavailable, match="declared dead"):
         lease.begin(Commit(False, 5, entry(lease, 5, 3, dead=True)))
     assert lease.dead
+
+
+async def test_one_that_holds_nothing_of_ones_own_is_no_beginning(lease: Lease) -> None:
+    """What stands there is alive, and no renewal of this holder's: it cannot tell how old it is."""
+    lease.renewal()
+    with pytest.raises(BackendUnavailable, match="declared dead"):
+        lease.begin(Commit(False, 5, entry(lease, 5, 99)))
+    assert lease.dead
+    assert not lease.was_held
+
+
+async def test_the_age_of_a_lease(lease: Lease, clock: Ticks) -> None:
+    assert lease.age == float("inf")
+    assert lease.remaining == 0
+    begun(lease)
+    clock.now += 3
+    assert lease.age == 3
+
+
+async def test_a_lease_remembers_only_so_many_of_its_renewals(lease: Lease) -> None:
+    begun(lease)
+    sizes = set()
+    for revision in range(2, 500):
+        lease.renewal()
+        lease.answered(Commit(True, revision, None))
+        sizes.add(len(lease._sent))
+    assert max(sizes) < 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import time
@@ -48,16 +49,21 @@ def test_any_one_join_moves_its_share_and_nothing_else(joiner: str) -> None:
     assert all(after[key] == joiner for key in KEYS if BEFORE[key] != after[key])
 
 
-def test_a_key_nobody_looked_up_before_is_placed_quickly() -> None:
-    """Under 10 µs with 100 workers on a quiet machine; here the best of several rounds, with room for a busy one."""
-    placer = MultiProbe().place([f"w{n:020x}" for n in range(100)])
+def seconds_of_a_lookup(workers: int) -> float:
+    """Of a key nobody looked up before; the best of several rounds: what else runs on the machine only adds to it."""
+    placer = MultiProbe().place([f"w{n:020x}" for n in range(workers)])
     rounds = []
     for start in range(0, 10_000, 1_000):
         began = time.process_time()
         for n in range(start, start + 1_000):
             placer.owner(f"fresh {n}")
         rounds.append((time.process_time() - began) / 1_000)
-    assert min(rounds) < 20e-6
+    return min(rounds)
+
+
+def test_a_lookup_grows_with_the_logarithm_of_the_workers() -> None:
+    """About 10 µs with 100 workers; here by how much more a hundred times as many cost, on whatever machine this is."""
+    assert seconds_of_a_lookup(1_000) < 4 * seconds_of_a_lookup(10)
 
 
 def test_the_load_is_even_on_a_hundred_workers_too() -> None:
@@ -85,3 +91,18 @@ def test_every_process_places_alike() -> None:
         for seed in ("0", "1", "42")
     }
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("placement", "digest"),
+    [
+        (MultiProbe(), "630ee5e6d54837c32a546d68edcc61e780c1b4fe1b6e2a0752ea95d1a09ccdc2"),
+        (JumpHash(), "561eb05a72fbb0467e75a08c47437d228723a3c1052ed65646d22cd78c013b7d"),
+    ],
+    ids=repr,
+)
+def test_every_version_places_alike(placement: MultiProbe | JumpHash, digest: str) -> None:
+    """While a pool is upgraded node by node, both versions are in its ring. Another placement needs another name."""
+    placer = placement.place(["w1", "w2", "w3", "w4", "w5"])
+    placed = "".join(placer.owner(f"key {n}") for n in range(1000))
+    assert hashlib.sha256(placed.encode()).hexdigest() == digest
