@@ -84,12 +84,13 @@ async def test_as_many_as_fit_are_kept(listened: Listened) -> None:
     assert [await soon(anext(listened.changes)) for _ in range(LIMIT)] == events
 
 
-async def test_one_more_drops_them_all_and_a_snapshot_of_now_follows(listened: Listened) -> None:
-    for _ in range(LIMIT + 1 + 5):
+@pytest.mark.parametrize("more", [1, 6])
+async def test_one_more_drops_them_all_and_a_snapshot_of_now_follows(listened: Listened, more: int) -> None:
+    for _ in range(LIMIT + more):
         listened.change()
-    assert await soon(anext(listened.changes)) == Lagged(LIMIT + 1 + 5)
+    assert await soon(anext(listened.changes)) == Lagged(LIMIT + more)
     later = listened.change()
-    assert await soon(anext(listened.changes)) == MapSnapshot(LIMIT + 6, 0, {"k": str(LIMIT + 6)})
+    assert await soon(anext(listened.changes)) == MapSnapshot(LIMIT + more, 0, {"k": str(LIMIT + more)})
     assert await soon(anext(listened.changes)) == later
     (await waiting(listened)).cancel()
 
@@ -117,3 +118,23 @@ async def test_a_subscription_announces_any_number_of_changes_once() -> None:
         "the last change, then the end"
     )
     assert closed == [subscription]
+
+
+async def test_blocks_end_what_they_began(listened: Listened) -> None:
+    async with listened.changes as changes:
+        assert changes is listened.changes
+    assert listened.closed == [changes]
+    assert [each async for each in changes] == []
+    closed: list[object] = []
+    with Subscription(closed.append) as subscription:
+        subscription.notify()
+    assert closed == [subscription]
+    assert [each async for each in subscription] == [None]
+
+
+async def test_closing_a_subscription_ends_a_wait() -> None:
+    subscription = Subscription(lambda _: None)
+    looking = asyncio.create_task(subscription.changed())
+    await asyncio.sleep(0)
+    subscription.close()
+    assert not await soon(looking)
