@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -78,6 +79,8 @@ def test_every_rule_has_a_mutant() -> None:
     assert {mutant.rule.partition(".")[0] for mutant in RULES} == {f"R{number}" for number in range(1, 14)}
     assert len(SAFEGUARDS) >= 8
     assert len(MUTANTS) == len(RULES) + len(SAFEGUARDS), "two mutants have one name"
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"each of {len(MUTANTS)} safeguards is switched off once" in readme
 
 
 @pytest.mark.timeout(36_000)
