@@ -19,6 +19,9 @@ Neighbours: the world drives it, :mod:`~corepool_memory.sim.deadlock` reads its 
 networks.
 """
 
+# A loop runs its handles: their insides are its own.
+# pyright: reportPrivateUsage=false
+
 from __future__ import annotations
 
 import asyncio
@@ -28,7 +31,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
-from contextvars import Context
+from contextvars import Context, copy_context
 from typing import Any, NoReturn, TypeVar, TypeVarTuple
 
 import attrs
@@ -36,7 +39,7 @@ import attrs
 from corepool_memory.sim.errors import BudgetExceeded, DeadlockError, LivelockError, SimulationUnsupported
 from corepool_memory.sim.node import CURRENT, SimNode
 
-__all__ = ["Budgets", "SimFuture", "SimLoop", "SimTask", "as_task", "describe_task", "tasks_of"]
+__all__ = ["Budgets", "SimFuture", "SimHandle", "SimLoop", "SimTask", "as_task", "describe_task", "tasks_of"]
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
@@ -62,15 +65,49 @@ class Budgets:
     steps_per_instant: int = 100_000
 
 
+def _nothing() -> None:
+    """What a cancelled callback would do."""
+
+
+class SimHandle(asyncio.TimerHandle):
+    """A callback, to run soon or at a time, that knows its machine.
+
+    It does without asyncio's own initialization and debugging aids: most of what a run makes are handles.
+    """
+
+    __slots__ = ("node",)
+
+    # Set here once, instead of in every handle.
+    _repr = None
+    _source_traceback = None
+
+    def __init__(
+        self, callback: Callable[..., object], args: tuple[Any, ...], loop: SimLoop, context: Context, when: float = 0.0
+    ) -> None:
+        self._callback = callback
+        self._args = args
+        self._loop = loop
+        self._context = context
+        self._when = when
+        self._cancelled = False
+        self._scheduled = False
+        self.node: SimNode | None = context.get(CURRENT)
+
+    def cancel(self) -> None:
+        if not self._cancelled:
+            self._cancelled = True
+            self._callback, self._args = _nothing, ()  # whoever keeps a cancelled timer must not keep what it would do
+            if self._scheduled:
+                self._loop._timer_handle_cancelled(self)
+
+
 class SimFuture(asyncio.Future[_T]):
     """A future with a stable hash. ``label`` says in reports what it stands for."""
 
     __slots__ = ("label", "number")
 
-    def __init__(self, *, loop: SimLoop, number: int) -> None:
-        super().__init__(loop=loop)
-        self.number = number
-        self.label = ""
+    label: str
+    number: int
 
     def __hash__(self) -> int:
         return self.number
@@ -110,8 +147,9 @@ class SimLoop(asyncio.BaseEventLoop):
     after_step: called after every callback.
     """
 
-    _ready: deque[Any]  # asyncio's own, of handles whose insides (_cancelled, _context, _run) are not public
+    _ready: deque[SimHandle]  # asyncio's own; all it holds comes from here
     _stopping: bool
+    _closed: bool
 
     def __init__(self, budgets: Budgets | None = None) -> None:
         super().__init__()
@@ -124,9 +162,10 @@ class SimLoop(asyncio.BaseEventLoop):
         self.after_step: Callable[[], None] | None = None
         self._numbers = 0
         self._timer_order = 0
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timers: list[tuple[float, int, SimHandle]] = []
         self._cancelled_timers = 0
         self._instant_began = 0
+        self._collect_at = _COLLECT_EVERY
         self._owner_thread = threading.get_ident()
         self._gc_was_on = False
 
@@ -139,34 +178,26 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def call_at(
         self, when: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
-    ) -> asyncio.TimerHandle:
+    ) -> SimHandle:
         if math.isnan(when):
             raise ValueError("a timer cannot be set for NaN")
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
-        node: SimNode | None = timer._context.get(CURRENT)  # type: ignore[attr-defined]  # public only from Python 3.12 on
-        if self.is_closed():
-            return timer
-        due = when if node is None else self._true_instant(node, when)
-        timer._scheduled = True  # type: ignore[attr-defined]
-        self._timer_order += 1
-        heapq.heappush(self._timers, (due, self._timer_order, timer))
-        return timer
+        timer = SimHandle(callback, args, self, copy_context() if context is None else context, when)
+        return self._schedule(timer, when if timer.node is None else self._true_instant(timer.node, when))
 
-    def at_true_time(
-        self, due: float, callback: Callable[..., object], *args: Any, context: Context
-    ) -> asyncio.TimerHandle:
+    def at_true_time(self, due: float, callback: Callable[..., object], *args: Any, context: Context) -> SimHandle:
         """`call_at` by true time, whatever the clock of the context's machine shows: for the world itself."""
-        timer = asyncio.TimerHandle(due, callback, args, self, context)
-        if self.is_closed():
-            return timer
-        timer._scheduled = True  # type: ignore[attr-defined]
-        self._timer_order += 1
-        heapq.heappush(self._timers, (due, self._timer_order, timer))
+        return self._schedule(SimHandle(callback, args, self, context, due), due)
+
+    def _schedule(self, timer: SimHandle, due: float) -> SimHandle:
+        if not self._closed:
+            timer._scheduled = True
+            self._timer_order += 1
+            heapq.heappush(self._timers, (due, self._timer_order, timer))
         return timer
 
     def call_later(
         self, delay: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
-    ) -> asyncio.TimerHandle:
+    ) -> SimHandle:
         node = CURRENT.get() if context is None else context.get(CURRENT)
         now = self.now if node is None else node.local_time(self.now)
         return self.call_at(now + delay, callback, *args, context=context)
@@ -181,8 +212,6 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """asyncio's hook: a timer was cancelled. Sweep the heap when most of it is."""
-        if not handle._scheduled:  # type: ignore[attr-defined]
-            return
         self._cancelled_timers += 1
         if self._cancelled_timers > _COMPACT_FROM and self._cancelled_timers * 2 > len(self._timers):
             self._timers = [entry for entry in self._timers if not entry[2].cancelled()]
@@ -191,28 +220,29 @@ class SimLoop(asyncio.BaseEventLoop):
 
     # --- callbacks -------------------------------------------------------------------------------------------------
 
-    def call_soon(
-        self, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
-    ) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
-        if not self.is_closed():
+    def call_soon(self, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None) -> SimHandle:
+        handle = SimHandle(callback, args, self, copy_context() if context is None else context)
+        if not self._closed:
             self._ready.append(handle)
         return handle
 
     def call_soon_threadsafe(
         self, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
-    ) -> asyncio.Handle:
+    ) -> SimHandle:
         if threading.get_ident() != self._owner_thread:
             self._refuse("a call from another thread")
         return self.call_soon(callback, *args, context=context)
 
-    def unpark(self, handles: list[asyncio.Handle]) -> None:
+    def unpark(self, handles: list[SimHandle]) -> None:
         """Queue what a resumed machine had parked."""
         self._ready.extend(handles)
 
     def create_future(self) -> SimFuture[Any]:
+        future: SimFuture[Any] = SimFuture(loop=self)
         self._numbers += 1
-        return SimFuture(loop=self, number=self._numbers)
+        future.number = self._numbers
+        future.label = ""
+        return future
 
     def create_task(
         self,
@@ -246,13 +276,10 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def _run_once(self) -> None:
         ready = self._ready
-        budgets = self.budgets
-        stop_at = min(budgets.steps, self._instant_began + budgets.steps_per_instant)
+        look_at = 0
         while not self._stopping:
             if not ready:
                 self._advance()
-                stop_at = min(budgets.steps, self._instant_began + budgets.steps_per_instant)
-                continue
             if self.pick is not None and len(ready) > 1:
                 index = self.pick(len(ready))
                 handle = ready[index]
@@ -261,36 +288,44 @@ class SimLoop(asyncio.BaseEventLoop):
                 handle = ready.popleft()
             if handle._cancelled:
                 continue
-            node: SimNode | None = handle._context.get(CURRENT)
+            node = handle.node
             if node is not None and not node.running:
                 node.shelve(handle)
                 continue
-            if self.steps >= stop_at:
-                self._over_budget()
+            if self.steps >= look_at:
+                look_at = self._look()
             self.steps += 1
-            handle._run()
+            try:
+                handle._context.run(handle._callback, *handle._args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001  as asyncio does: nobody else can be told
+                self._failed(handle, error)
             if self.after_step is not None:
                 self.after_step()
-            if not self.steps % _COLLECT_EVERY:
-                gc.collect()
+
+    def _look(self) -> int:
+        """What need not be looked at in each step; returns the step before which to look again (time only moves on)."""
+        if self.steps >= self.budgets.steps or self.steps - self._instant_began >= self.budgets.steps_per_instant:
+            self._over_budget()
+        if self.steps >= self._collect_at:
+            self._collect_at += _COLLECT_EVERY
+            gc.collect()
+        return min(self.budgets.steps, self._instant_began + self.budgets.steps_per_instant, self._collect_at)
 
     def _advance(self) -> None:
         """Move time to the next timer of a machine that still exists."""
-        timers = self._timers
-        while timers:
-            due, _, timer = timers[0]
-            if timer.cancelled():
-                heapq.heappop(timers)
+        timers, ready = self._timers, self._ready
+        while True:
+            if not timers:
+                raise DeadlockError(self.on_stuck())
+            due, _, timer = heapq.heappop(timers)
+            if timer._cancelled:
                 self._cancelled_timers -= 1
-                continue
-            node = timer._context.get(CURRENT)  # type: ignore[attr-defined]
-            if node is not None and not node.alive:
-                heapq.heappop(timers)
-                node.shelve(timer)
-                continue
-            break
-        else:
-            raise DeadlockError(self.on_stuck())
+            elif timer.node is not None and not timer.node.alive:
+                timer.node.shelve(timer)
+            else:
+                break
         if due > self.budgets.virtual_seconds:
             raise BudgetExceeded(
                 f"the run would go past its budget of {self.budgets.virtual_seconds:g} virtual seconds "
@@ -299,14 +334,20 @@ class SimLoop(asyncio.BaseEventLoop):
         if due > self.now:
             self.now = due
             self._instant_began = self.steps
-        ready = self._ready
+        timer._scheduled = False
+        ready.append(timer)
         while timers and timers[0][0] <= self.now:
             timer = heapq.heappop(timers)[2]
-            if timer.cancelled():
+            if timer._cancelled:
                 self._cancelled_timers -= 1
             else:
-                timer._scheduled = False  # type: ignore[attr-defined]
+                timer._scheduled = False
                 ready.append(timer)
+
+    def _failed(self, handle: SimHandle, error: BaseException) -> None:
+        """A callback raised."""
+        what = getattr(handle._callback, "__qualname__", repr(handle._callback))
+        self.call_exception_handler({"message": f"Exception in callback {what}", "exception": error, "handle": handle})
 
     def close(self) -> None:
         """Forget everything that was to run, and everybody who was to be told."""

@@ -16,9 +16,11 @@ restarts; :mod:`~corepool_memory.sim.clocks` reads the clocks.
 
 from __future__ import annotations
 
-import asyncio
 from contextvars import Context, ContextVar
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from corepool_memory.sim.loop import SimHandle
 
 __all__ = ["CURRENT", "SimNode", "current_node"]
 
@@ -61,7 +63,7 @@ class SimNode:
         self.crashed_at: float | None = None
         self.wall_offset = wall_offset
         self.rate = 1.0
-        self.parked: list[asyncio.Handle] = []
+        self.parked: list[SimHandle] = []
         self.graveyard: list[object] = []
         self._base_local = 0.0
         self._base_global = 0.0
@@ -111,7 +113,7 @@ class SimNode:
 
     # --- life and death --------------------------------------------------------------------------------------------
 
-    def shelve(self, handle: asyncio.Handle) -> None:
+    def shelve(self, handle: SimHandle) -> None:
         """Keep a callback that must not run: for later if paused, for ever if dead."""
         (self.parked if self.alive else self.graveyard).append(handle)
 
@@ -127,7 +129,7 @@ class SimNode:
         self.paused = True
         self.running = False
 
-    def resume(self) -> list[asyncio.Handle]:
+    def resume(self) -> list[SimHandle]:
         """Go on; returns what was parked, in order."""
         self.paused = False
         self.running = self.alive
