@@ -150,7 +150,7 @@ class StoreRules:
         Raises:
             InvariantViolated: something that must never be.
         """
-        who = self._cluster.world.trace.requests[-1].where
+        who = self._cluster.world.trace.last_requester()
         news, self._news = self._news, []
         for name, event in news:
             self._follow(name, event, who)

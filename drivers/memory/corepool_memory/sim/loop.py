@@ -181,14 +181,17 @@ class SimLoop(asyncio.BaseEventLoop):
     ) -> SimHandle:
         if math.isnan(when):
             raise ValueError("a timer cannot be set for NaN")
-        timer = SimHandle(callback, args, self, copy_context() if context is None else context, when)
-        return self._schedule(timer, when if timer.node is None else self._true_instant(timer.node, when))
+        if context is None:
+            context = copy_context()
+        node = context.get(CURRENT)
+        due = when if node is None else self._true_instant(node, when)
+        timer = self.at_true_time(due, callback, *args, context=context)
+        timer._when = when
+        return timer
 
     def at_true_time(self, due: float, callback: Callable[..., object], *args: Any, context: Context) -> SimHandle:
         """`call_at` by true time, whatever the clock of the context's machine shows: for the world itself."""
-        return self._schedule(SimHandle(callback, args, self, context, due), due)
-
-    def _schedule(self, timer: SimHandle, due: float) -> SimHandle:
+        timer = SimHandle(callback, args, self, context, due)
         if not self._closed:
             timer._scheduled = True
             self._timer_order += 1

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -67,16 +68,24 @@ class FeedEnd:
     closed: bool = False
     detach: Detach | None = None
 
+    def arrive(self, message: Any) -> None:
+        """A message has come."""
+        if not self.closed:
+            self.receive(message)
+
 
 @attrs.define(slots=True, eq=False)
 class _Channel:
     """One direction of a connection: first in, first out.
 
-    last: when the newest message arrives. held: what has arrived but is stopped by a partition.
+    latency: where its messages' latencies are drawn. context: of the code at its end. last: when the newest message arrives.
+    held: what has arrived but is stopped by a partition.
     """
 
     connection: Connection
+    link: Link
     up: bool
+    latency: Site
     context: Context
     last: float = 0.0
     held: deque[Callable[[], None]] = attrs.field(factory=deque[Callable[[], None]])
@@ -97,8 +106,9 @@ class Connection:
         self.broken = False
         self.fenced = False
         self.late_by: float | None = None
-        self.up = _Channel(self, True, server_context)
-        self.down = _Channel(self, False, transport.node.context)
+        link = transport.link
+        self.up = _Channel(self, link, True, link.up, server_context)
+        self.down = _Channel(self, link, False, link.down, transport.node.context)
         self.calls: deque[Call] = deque()
         self.feeds: dict[FeedEnd, None] = {}
         self.watchdog = False
@@ -144,7 +154,7 @@ class Network:
         self.on_fault: Callable[[str, str, str], None] = lambda kind, name, what: None
         self.cut_power: Callable[[str], None] = lambda name: None
         self.calm = False
-        self.shut = False
+        self.shut = False  # the run is over
         self.context = Context()
         self._chooser = chooser
         self._links: dict[str, Link] = {}
@@ -210,43 +220,36 @@ class Network:
 
     # --- messages ---------------------------------------------------------------------------------------------------
 
-    def send_up(self, connection: Connection, deliver: Callable[[], None]) -> None:
-        """Put a message for the server on the wire."""
-        self._send(connection.up, connection.transport.link.up, deliver)
-
-    def send_down(self, connection: Connection, deliver: Callable[[], None]) -> None:
-        """Put a message for the client on the wire."""
-        self._send(connection.down, connection.transport.link.down, deliver)
-
-    def _send(self, channel: _Channel, site: Site, deliver: Callable[[], None]) -> None:
-        due = self.loop.now + self._delay(channel.connection.transport.link, site)
+    def send(self, channel: _Channel, deliver: Callable[..., None], *message: Any) -> None:
+        """Put a message on the wire: ``deliver(*message)`` is its arrival."""
+        link, now = channel.link, self.loop.now
+        delay = self._latencies[channel.latency.choose(_LATENCIES)]
+        if self.strikes(link.slow, self.plan.slow):
+            delay += self.plan.faults.slow_seconds * (1 + link.slow.choose(_SLOW_STEPS)) / _SLOW_STEPS
+        if link.clogged_until > now:
+            delay += link.clogged_until - now
+        due = now + delay
         if due < channel.last:
             due = channel.last
         channel.last = due
-        self.loop.at_true_time(due, self._arrive, channel, deliver, context=channel.context)
+        self.loop.at_true_time(due, self._arrive, channel, deliver, message, context=channel.context)
 
     def strikes(self, site: Site, probability: float) -> bool:
         """Whether a fault happens now."""
-        return not self.calm and not self.shut and site.chance(probability)
+        return not self.calm and site.chance(probability)
 
-    def _delay(self, link: Link, site: Site) -> float:
-        delay = self._latencies[site.choose(_LATENCIES)]
-        if self.strikes(link.slow, self.plan.slow):
-            delay += self.plan.faults.slow_seconds * (1 + link.slow.choose(_SLOW_STEPS)) / _SLOW_STEPS
-        if link.clogged_until > self.loop.now:
-            delay += link.clogged_until - self.loop.now
-        return delay
-
-    def _arrive(self, channel: _Channel, deliver: Callable[[], None]) -> None:
-        link = channel.connection.transport.link
+    def _arrive(self, channel: _Channel, deliver: Callable[..., None], message: tuple[Any, ...]) -> None:
+        link = channel.link
         if link.blocked or channel.held:  # behind what is held, also while that is being let through
-            channel.held.append(deliver)
+            channel.held.append(partial(deliver, *message))
             link.holding[channel] = None
+        elif channel.connection.broken:
+            self._hand_over(channel, partial(deliver, *message))
         else:
-            self._hand_over(channel, deliver)
+            deliver(*message)
 
     def _flush(self, channel: _Channel) -> None:
-        link = channel.connection.transport.link
+        link = channel.link
         while channel.held and not link.blocked:
             self._hand_over(channel, channel.held.popleft())
         if channel.held:
@@ -254,7 +257,7 @@ class Network:
 
     def _hand_over(self, channel: _Channel, deliver: Callable[[], None]) -> None:
         connection = channel.connection
-        if connection.fenced if channel.up else connection.broken:
+        if connection.fenced or (connection.broken and not channel.up):
             return
         if channel.up and connection.broken:
             self._hand_over_late(connection, deliver)

@@ -305,7 +305,7 @@ def _story(world: World, violation: Violation | None) -> list[Moment]:
     story = list(world.trace.story)
     if violation is not None:
         # The requests just before the end show what the machines were doing; interleave them by time.
-        last = list(world.trace.requests)[-8:]
+        last = world.trace.requests()[-8:]
         story = sorted([*story, *last], key=lambda moment: moment.time)
     return story
 

@@ -10,6 +10,7 @@ Neighbours: the world writes it; :mod:`~corepool_memory.sim.run` prints the stor
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter, deque
 from typing import Final
 
@@ -38,23 +39,22 @@ class Trace:
     """The record of one run.
 
     story: faults, calls of the scenario, and what handlers did: what a person wants to read.
-    requests: the newest requests the store ran.
     faults: how often each kind of fault happened.
     sometimes: how often each named situation was reached.
     """
 
     def __init__(self) -> None:
         self.story: deque[Moment] = deque(maxlen=_KEEP_STORY)
-        self.requests: deque[Moment] = deque(maxlen=_KEEP_REQUESTS)
+        self._requests: deque[tuple[float, str, str]] = deque(maxlen=_KEEP_REQUESTS)
         self.faults: Counter[str] = Counter()
         self.sometimes: Counter[str] = Counter()
         self._hash = hashlib.blake2b(digest_size=16)
-        self._unhashed: list[str] = []
+        self._unhashed: list[tuple[float, str, str]] = []
 
     def tell(self, time: float, where: str, what: str) -> None:
         """An event of the story."""
         self.story.append(Moment(time, where, what))
-        self._add(f"{time!r} {where} {what}")
+        self._unhashed.append((time, where, what))
 
     def log(self, time: float, where: str, what: str) -> None:
         """A line that the code under test logged. Not part of the digest: it may hold addresses."""
@@ -69,19 +69,27 @@ class Trace:
         """A request that the store ran, and the error it answered with."""
         if error is not None:
             what = f"{what} -> {type(error).__name__}"
-        self.requests.append(Moment(time, where, what))
-        self._add(f"{time!r} {where} {what}")
+        request = (time, where, what)
+        self._requests.append(request)
+        self._unhashed.append(request)
+        if len(self._unhashed) >= _BATCH:
+            self._flush()
+
+    def requests(self) -> list[Moment]:
+        """The newest requests the store ran, oldest first."""
+        return [Moment(*request) for request in self._requests]
+
+    def last_requester(self) -> str:
+        """The machine whose request the store ran last."""
+        return self._requests[-1][1]
 
     def digest(self) -> str:
         """Of everything so far."""
         self._flush()
         return self._hash.hexdigest()
 
-    def _add(self, line: str) -> None:
-        self._unhashed.append(line)
-        if len(self._unhashed) >= _BATCH:
-            self._flush()
-
     def _flush(self) -> None:
-        self._hash.update("".join(f"{line}\n" for line in self._unhashed).encode(errors="backslashreplace"))
+        times, places, events = zip(*self._unhashed, strict=True) if self._unhashed else ((), (), ())
+        self._hash.update(array("d", times))
+        self._hash.update("\n".join((*places, *events, "")).encode(errors="backslashreplace"))
         self._unhashed.clear()

@@ -69,43 +69,45 @@ class SimTransport:
         self._send_request(connection, Call(what, write, future, self._loop.now), request)
         return await future
 
-    def _send_request(self, connection: Connection, call: Call, request: Callable[[Server], T]) -> None:
+    def _send_request(self, connection: Connection, call: Call, request: Callable[[Server], object]) -> None:
         network, link, plan = self._network, self.link, self._network.plan
         connection.calls.append(call)
-        self._watch(connection)
+        if not connection.watchdog:
+            self._watch(connection)
         breaks = 0
         if network.strikes(link.reset, plan.reset):
             breaks = 1 + link.reset_after.choose(3)
         if network.strikes(link.request_lost, plan.request_loss):
             network.on_fault("request lost", link.name, call.what)
             return
-
-        def run() -> None:
-            if breaks == 1:
-                network.on_fault("reset before", link.name, call.what)
-                self._break_from_server(connection)
-                return
-            error: BaseException | None = None
-            result: T | None = None
-            try:
-                result = request(network.server)
-            except Exception as raised:  # noqa: BLE001  whatever the server answers is raised at the caller
-                error = raised
-            network.on_request(link.name, call.what, error)
-            if network.strikes(link.power, plan.crash_at_request):
-                network.cut_power(link.name)
-            if breaks == 2:
-                network.on_fault("reset after", link.name, call.what)
-                self._break_from_server(connection)
-            elif network.strikes(link.reply_lost, plan.reply_loss):
-                network.on_fault("reply lost", link.name, call.what)
-            else:
-                network.send_down(connection, lambda: self._answer(connection, call, result, error))
-
-        network.send_up(connection, run)
+        network.send(connection.up, self._run, connection, call, request, breaks)
         if breaks == 3:
             network.on_fault("reset during", link.name, call.what)
             self._loop.call_soon(self._break, connection, "the connection broke", context=self.node.context)
+
+    def _run(self, connection: Connection, call: Call, request: Callable[[Server], object], breaks: int) -> None:
+        """On the server: a request has arrived."""
+        network, link, plan = self._network, self.link, self._network.plan
+        if breaks == 1:
+            network.on_fault("reset before", link.name, call.what)
+            self._break_from_server(connection)
+            return
+        error: BaseException | None = None
+        result: object = None
+        try:
+            result = request(network.server)
+        except Exception as raised:  # noqa: BLE001  whatever the server answers is raised at the caller
+            error = raised
+        network.on_request(link.name, call.what, error)
+        if network.strikes(link.power, plan.crash_at_request):
+            network.cut_power(link.name)
+        if breaks == 2:
+            network.on_fault("reset after", link.name, call.what)
+            self._break_from_server(connection)
+        elif network.strikes(link.reply_lost, plan.reply_loss):
+            network.on_fault("reply lost", link.name, call.what)
+        else:
+            network.send(connection.down, self._answer, connection, call, result, error)
 
     def _answer(self, connection: Connection, call: Call, result: Any, error: BaseException | None) -> None:
         # Answers mostly come in the order of the requests; a call whose answer was lost stays in front until it times out.
@@ -257,15 +259,13 @@ class SimTransport:
 
     def send(self, what: str, request: Callable[[Server], None]) -> None:
         """See `corepool_memory.transport.Transport.send`."""
-        connection, network = self._current, self._network
-        if connection is None:
-            return
+        if self._current is not None:
+            self._network.send(self._current.up, self._take, what, request)
 
-        def run() -> None:
-            request(network.server)
-            network.on_request(self.link.name, what, None)
-
-        network.send_up(connection, run)
+    def _take(self, what: str, request: Callable[[Server], None]) -> None:
+        """On the server: something was sent that wants no answer."""
+        request(self._network.server)
+        self._network.on_request(self.link.name, what, None)
 
     def listen(self, what: str, attach: Attach[T], receive: Push[T], lost: Callable[[], None]) -> Detach:
         """See `corepool_memory.transport.Transport.listen`."""
@@ -285,7 +285,7 @@ class SimTransport:
             self._unattached.pop(feed, None)
             connection = self._current
             if connection is not None and feed in connection.feeds:
-                self._network.send_up(connection, lambda: self._detach(connection, feed))
+                self._network.send(connection.up, self._detach, connection, feed)
 
         return close
 
@@ -300,17 +300,13 @@ class SimTransport:
         network, link = self._network, self.link
         connection.feeds[feed] = None
 
-        def arrive(message: Any) -> None:
-            if not feed.closed:
-                feed.receive(message)
-
         def push(message: Any) -> None:
             if connection.fenced:
                 return
-            network.send_down(connection, lambda: arrive(message))
+            network.send(connection.down, feed.arrive, message)
             if feed.doubles and network.strikes(link.double, network.plan.duplicate):
                 network.on_fault("doubled", link.name, feed.what)
-                network.send_down(connection, lambda: arrive(message))
+                network.send(connection.down, feed.arrive, message)
 
         def run() -> None:
             detach = feed.attach(network.server, push)
@@ -320,7 +316,7 @@ class SimTransport:
             else:
                 feed.detach = detach
 
-        network.send_up(connection, run)
+        network.send(connection.up, run)
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
@@ -351,7 +347,7 @@ class SimTransport:
                 self._fail(call, "this backend was closed")
             connection.calls.clear()
             connection.broken = True
-            self._network.send_up(connection, lambda: self._network.fence(connection))
+            self._network.send(connection.up, self._network.fence, connection)
             self._network.server_learns(connection)  # in case that the news is held up by a partition
         for feed in self._unattached:
             feed.closed = True

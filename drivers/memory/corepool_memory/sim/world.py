@@ -280,7 +280,7 @@ class World:
     def storm(self) -> None:
         """The plan's faults may happen again, after `calm`."""
         self._calm -= 1
-        self.network.calm = self._calm > 0
+        self.network.calm = self._calm > 0 or self.network.shut
         self.nemesis.rise()
 
     # --- looking ----------------------------------------------------------------------------------------------------
@@ -333,7 +333,7 @@ class World:
             self.storm()
 
     def _on_request(self, name: str, what: str, error: BaseException | None) -> None:
-        self.trace.request(self.now, name, what, error)
+        self.trace.request(self.loop.now, name, what, error)
         for check_name, check in self._checks.items():
             try:
                 check()
@@ -359,7 +359,7 @@ class World:
         tasks = {task.number: task for task in tasks_of(self.loop)}
         for node in self.nodes.values():
             node.die([])
-        self.network.shut = True
+        self.network.shut = self.network.calm = True
         with torn_out(self.loop):
             self.loop.close()
             for number in sorted(tasks):
