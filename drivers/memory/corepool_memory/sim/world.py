@@ -146,31 +146,34 @@ class World:
         """
         if current_node() is node:
             return await function()
-        task = self.spawn(node, _awaiting(function), name=name)
         outcome: SimFuture[T] = self.loop.create_future()
+        task = self.spawn(node, self._into(outcome, node, function), name=name)
         outcome.label = f"the end of {task.get_name()!r} on {node.label}"
-        calls = self._calls[node]
-        calls[outcome] = task
-
-        def finish(done: asyncio.Task[T]) -> None:
-            calls.pop(outcome, None)
-            if outcome.done():
-                if not done.cancelled():
-                    done.exception()  # the caller was cancelled: nobody else will look at it
-            elif done.cancelled():
-                outcome.cancel()
-            elif (error := done.exception()) is not None:
-                outcome.set_exception(error)
-                outcome.exception()  # the caller may have died meanwhile: then it is nobody's
-            else:
-                outcome.set_result(done.result())
-
-        task.add_done_callback(finish, context=Context())
+        self._calls[node][outcome] = task
         try:
             return await outcome
         except asyncio.CancelledError:
             task.cancel()
             raise
+
+    async def _into(self, outcome: SimFuture[T], node: SimNode, function: Callable[[], Awaitable[T]]) -> None:
+        """Let ``outcome`` be that of ``function()``: on a machine that is crashed first, this never comes to its end."""
+        try:
+            result = await function()
+        except (asyncio.CancelledError, GeneratorExit):
+            outcome.cancel()
+            raise
+        except BaseException as error:  # a test framework's own signals as well: they are for the scenario
+            if not outcome.done():
+                outcome.set_exception(error)
+                outcome.exception()  # the caller may have died meanwhile: then it is nobody's
+            if isinstance(error, SystemExit | KeyboardInterrupt):
+                raise
+        else:
+            if not outcome.done():
+                outcome.set_result(result)
+        finally:
+            self._calls[node].pop(outcome, None)
 
     def tasks(self, name: str) -> list[str]:
         """The names of a machine's unfinished tasks."""
@@ -438,10 +441,6 @@ async def _true(predicate: Callable[[], object]) -> bool:
     if isinstance(answer, Awaitable):
         return bool(await cast("Awaitable[object]", answer))
     return bool(answer)
-
-
-async def _awaiting(function: Callable[[], Awaitable[T]]) -> T:
-    return await function()
 
 
 def _close(task: SimTask[Any]) -> None:
