@@ -111,6 +111,7 @@ class Liveness:
         self._watched: dict[Member, None] = {}
         self._wide = False
         self._beat = asyncio.Event()
+        self._lost = asyncio.Event()  # a lease, before its end
 
     def beat_soon(self) -> None:
         """Renew and look now (a worker joined)."""
@@ -210,6 +211,7 @@ class Liveness:
             case Renewal.LOST:
                 self._context.log.error("%s was declared dead by others", lease.holder)
                 self._declared_dead(lease)
+                self._lost.set()
             case Renewal.ROLLED_BACK:
                 self._rolled_back()
 
@@ -260,15 +262,24 @@ class Liveness:
 
     async def guard_leases(self) -> None:
         """R8: fence every worker whose lease ran out, on this node's own clock; unfence it when it holds again."""
-        shortest = self._context.options.fence_after
+        options = self._context.options
+        self._lost.clear()
+        # A lease that begins after this look lasts longer than that, and one that is renewed only moves its end away.
+        pause = options.fence_after
         for worker in list(self._workers.values()):
-            if worker.lease.valid:
+            remaining = worker.lease.remaining
+            if remaining > 0 and not worker.lease.dead:
                 worker.unfence()
-                shortest = min(shortest, worker.lease.remaining)
-            elif worker.lease.was_held:
-                worker.fence()
-        # Looking at least so often keeps a late wake-up short against the quarter of the lease that is left for stopping.
-        await asyncio.sleep(min(shortest, self._context.options.worker_ttl / 20))
+                pause = min(pause, remaining)
+            else:  # it joins, or may hold its lease again at any moment
+                pause = min(pause, options.worker_ttl / 20)
+                if worker.lease.was_held:
+                    worker.fence()
+        try:
+            async with asyncio.timeout(pause):
+                await self._lost.wait()
+        except TimeoutError:
+            return
 
     def watches(self) -> list[Member]:
         """Whom this node watches now; for tests and people."""
