@@ -221,10 +221,10 @@ class Worker:
         """Compare where the jobs are with where they belong."""
         ring = self.context.membership.ring
         for key, job in list(self._jobs.items()):
-            if job.running and not job.busy and ring and ring.owner(key) != self.id:
-                stored = job.stored
-                if stored is not None and ring.revision > stored.record.ring:  # R5
-                    job.put(HandOver("belongs elsewhere"))
+            stored = job.stored
+            newer = stored is not None and ring.revision > stored.record.ring  # R5
+            if newer and job.running and not job.busy and ring and ring.owner(key) != self.id:
+                job.put(HandOver("belongs elsewhere"))
 
     def review_soon(self, key: str) -> None:
         """Look at one job again, after a pause."""
