@@ -77,18 +77,19 @@ class Supervisor:
         return self.spawn(name, self._again(name, body))
 
     async def _again(self, name: str, body: Callable[[], Awaitable[None]]) -> None:
-        pauses = backoff(self._random, _FIRST_PAUSE, _LONGEST_PAUSE)
+        pauses: Iterator[float] | None = None
         while True:
             try:
                 await body()
-                pauses = backoff(self._random, _FIRST_PAUSE, _LONGEST_PAUSE)
+                pauses = None
+                continue
             except TRANSIENT as error:
                 self._log.warning("%s: %s; trying again", name, error)
-                await asyncio.sleep(next(pauses))
             except Exception:  # noqa: BLE001  a loop must outlive any bug in one of its turns; it is logged with its context
                 self.restarts += 1
                 self._log.exception("%s failed; starting it again", name)
-                await asyncio.sleep(next(pauses))
+            pauses = pauses or backoff(self._random, _FIRST_PAUSE, _LONGEST_PAUSE)
+            await asyncio.sleep(next(pauses))
 
     async def persist(self, what: object, attempt: Callable[[], Awaitable[T]], give_up: Callable[[], bool]) -> T:
         """Call ``attempt`` until the backend answers, or until ``give_up``.
@@ -105,6 +106,7 @@ class Supervisor:
                 if give_up():
                     raise
                 self._log.debug("%s: %s; trying again", what, error)
+                pauses = pauses or backoff(self._random, _FIRST_PAUSE, _LONGEST_PAUSE)
                 await asyncio.sleep(next(pauses))
 
     async def cancel(self, *tasks: asyncio.Task[Any]) -> None:
