@@ -21,6 +21,8 @@ def shorten(value: object, most: int = 60) -> str:
 
 
 def _check_text(what: str, value: str, limit: int) -> None:
+    if type(value) is str and value.isascii() and 0 < len(value) <= limit:
+        return  # nearly always
     if not isinstance(value, str):  # pyright: ignore[reportUnnecessaryIsInstance]  callers without a type checker
         raise InvalidKeyError(f"{what} is text, not {shorten(value)}; decode it first")
     if not value:

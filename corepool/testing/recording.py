@@ -77,6 +77,8 @@ class Recorder:
         self.world = world
         self.check = check
         self.tenures: dict[str, list[Tenure]] = {}
+        self._by_node: dict[SimNode, list[Tenure]] = {}
+        """Those of each machine that had not ended when they were last looked at."""
 
     def of(self, key: str) -> list[Tenure]:
         """The tenures of a key, oldest first."""
@@ -84,17 +86,18 @@ class Recorder:
 
     def machine_paused(self, node: SimNode) -> None:
         """From now on what the machine has may be taken over without its knowledge."""
-        for tenures in self.tenures.values():
-            for tenure in tenures:
-                if tenure.node is node and tenure.ended is None:
-                    tenure.paused = True
+        for tenure in self._open(node):
+            tenure.paused = True
 
     def machine_crashed(self, node: SimNode) -> None:
         """Whatever the machine had, it has no longer."""
-        for tenures in self.tenures.values():
-            for tenure in tenures:
-                if tenure.node is node and tenure.ended is None:
-                    tenure.ended = self.world.now
+        for tenure in self._open(node):
+            tenure.ended = self.world.now
+
+    def _open(self, node: SimNode) -> list[Tenure]:
+        """What the machine has."""
+        found = self._by_node[node] = [tenure for tenure in self._by_node.get(node, ()) if tenure.ended is None]
+        return found
 
     def begin(self, node: SimNode, job: Job, own: dict[str, Tenure]) -> Tenure:
         """A handler's ``start`` is about to be called."""
@@ -105,6 +108,7 @@ class Recorder:
         if self.check:
             self._check(tenure, earlier, own)
         earlier.append(tenure)
+        self._by_node.setdefault(node, []).append(tenure)
         self.world.tell(f"start({job.key!r}) token {job.fencing_token}, attempt {job.attempt}")
         return tenure
 

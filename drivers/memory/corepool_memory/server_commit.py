@@ -16,8 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import attrs
-
 from corepool.driver import (
     Ack,
     Append,
@@ -40,33 +38,25 @@ from corepool_memory.server_streams import StreamSpace, StreamState
 __all__ = ["commit"]
 
 
-@attrs.define(slots=True, eq=False)
-class _Sketch:
-    """What the operations decided so far would change.
-
-    entries: by map and key. revisions: the newest by map. added: events by stream. acked: receipts.
-    """
-
-    entries: dict[tuple[str, str], Entry | None] = attrs.field(factory=dict["tuple[str, str]", "Entry | None"])
-    revisions: dict[str, int] = attrs.field(factory=dict[str, int])
-    added: dict[str, int] = attrs.field(factory=dict[str, int])
-    acked: set[str] = attrs.field(factory=set[str])
-
-
 def commit(maps: MapSpace, streams: StreamSpace, ops: Sequence[Op], earlier: Sequence[OpResult] = ()) -> CommitResult:
     """Apply ``ops`` in order, or none of them if a condition does not hold."""
     return _Batch(maps, streams, earlier).run(ops)
 
 
 class _Batch:
-    __slots__ = ("_maps", "_results", "_sketch", "_skip", "_steps", "_streams")
+    """A batch that is being decided, and the sketch of what its operations so far would change."""
+
+    __slots__ = ("_acked", "_added", "_entries", "_maps", "_results", "_revisions", "_skip", "_steps", "_streams")
 
     def __init__(self, maps: MapSpace, streams: StreamSpace, earlier: Sequence[OpResult]) -> None:
         self._maps = maps
         self._streams = streams
         self._results: list[OpResult] = list(earlier)
         self._skip = len(earlier)
-        self._sketch = _Sketch()
+        self._entries: dict[tuple[str, str], Entry | None] = {}
+        self._revisions: dict[str, int] = {}
+        self._added: dict[str, int] = {}  # events by stream
+        self._acked: set[str] = set()
         self._steps: list[Callable[[], object]] = []
 
     def run(self, ops: Sequence[Op]) -> CommitResult:
@@ -91,7 +81,7 @@ class _Batch:
     # --- maps ---------------------------------------------------------------------------------------------------------
 
     def _entry(self, name: str, key: str) -> Entry | None:
-        entries = self._sketch.entries
+        entries = self._entries
         if entries and (name, key) in entries:
             return entries[name, key]
         return self._maps.get(name, key)
@@ -109,22 +99,22 @@ class _Batch:
         revision = maps.revision
         if isinstance(op, SetKey):
             entry = Entry(key, op.value, revision)
-            self._sketch.entries[name, key] = entry
+            self._entries[name, key] = entry
             self._steps.append(lambda: maps.state(name).put(entry))
         else:
-            self._sketch.entries[name, key] = None
+            self._entries[name, key] = None
             self._steps.append(lambda: maps.state(name).drop(key, revision))
-        self._sketch.revisions[name] = revision
+        self._revisions[name] = revision
         self._results.append(Commit(True, revision, previous))
         return True
 
     def _revision_of(self, name: str) -> int:
-        revision = self._sketch.revisions.get(name)
+        revision = self._revisions.get(name)
         return self._maps.revision_of(name) if revision is None else revision
 
     def _refused_at(self, op: SetKey | DeleteKey) -> int:
         """A revision that shows the refusal: none if this very batch, which stops here, made it."""
-        if not op.optional and (op.map, op.key) in self._sketch.entries:
+        if not op.optional and (op.map, op.key) in self._entries:
             return 0
         return self._revision_of(op.map) if op.optional else self._maps.revision_of(op.map)
 
@@ -132,7 +122,7 @@ class _Batch:
 
     def _append(self, op: Append) -> bool:
         state = self._streams.state(op.stream)
-        added = self._sketch.added.get(op.stream, 0)
+        added = self._added.get(op.stream, 0)
         refusal = Refusal.MISSING if state is None else state.refusal(added=added)
         if state is None or refusal is not None:
             self._results.append(Appended(None, refusal))
@@ -141,20 +131,20 @@ class _Batch:
         event = self._streams.make_event(
             op.event, stamp.revision if isinstance(stamp, Commit) and stamp.applied else None
         )
-        self._sketch.added[op.stream] = added + 1
+        self._added[op.stream] = added + 1
         self._steps.append(_adding(state, event))
         self._results.append(Appended(event.id))
         return True
 
     def _ack(self, receipt: str) -> bool:
-        acked = self._sketch.acked
+        acked = self._acked
         sink, event_id = self._streams.receipts.current.get(receipt, (None, ""))
         if sink is None or receipt in acked:
             return False
         acked.add(receipt)
         if sink.stream.frees(event_id, acked):
             name = sink.stream.name
-            self._sketch.added[name] = self._sketch.added.get(name, 0) - 1
+            self._added[name] = self._added.get(name, 0) - 1
         self._steps.append(_acking(sink, receipt))
         return True
 

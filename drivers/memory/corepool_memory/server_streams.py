@@ -78,8 +78,12 @@ class EventLog:
 
     def following(self, event_id: str) -> Event | None:
         """The first event after the id."""
-        found = self.after(event_id, 1)
-        return found[0] if found else None
+        order = self._order
+        for at in range(bisect_right(order, event_id, self._head), len(order)):
+            event = self.events.get(order[at])
+            if event is not None:
+                return event
+        return None
 
     def after(self, event_id: str, limit: int) -> list[Event]:
         """Up to ``limit`` events after the id."""
