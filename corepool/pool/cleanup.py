@@ -33,6 +33,7 @@ class CleanupLock:
     def __init__(self, context: NodeContext, member: str) -> None:
         self._map = context.store.map(context.store.worker_cleanup)
         self._context = context
+        self._holder = context.node_id  # also if the node comes back under another id meanwhile: it is the same holder
         self._member = member
         self._revision = 0
 
@@ -56,7 +57,7 @@ class CleanupLock:
         return await self._write(REVISION(self._revision))
 
     async def _write(self, when: When) -> bool:
-        lock = Lock(self._context.node_id, self._context.random.getrandbits(62))
+        lock = Lock(self._holder, self._context.random.getrandbits(62))
         commit = await self._map.set(self._member, encode(lock), when)
         if commit.applied:
             self._revision = commit.revision

@@ -145,6 +145,7 @@ async def test_a_worker_that_cannot_renew_fences_itself_and_comes_back(pool: Poo
     worker = node.workers[0]
     lease = worker.lease
     lease._confirmed_at = node._backend.clock.monotonic() - 10 * TTL  # as if no renewal had been confirmed for long
+    node._open().liveness._lost.set()
     await eventually(lambda: sorted(pool.handlers[0].stops) == sorted(keys))
     await settled(pool, keys)
     assert node.workers == [worker]
