@@ -28,14 +28,17 @@ Deviations: TypeAlias = Mapping[tuple[str, int], int]
 class Site:
     """The decisions of one label. Hold on to it where decisions are frequent."""
 
-    __slots__ = ("_chooser", "_label", "_ordinal", "_random", "_wanted")
+    __slots__ = ("_chooser", "_ordinal", "_random", "_wanted", "label", "ordinals", "values")
 
     def __init__(self, chooser: Chooser, label: str, source: random.Random | None, wanted: Mapping[int, int]) -> None:
         self._chooser = chooser
-        self._label = label
         self._random = source
         self._wanted = wanted
         self._ordinal = 0
+        self.label = label
+        # The decisions that are not the default, in two lists: a tuple for each would be the most that a run makes and keeps.
+        self.ordinals: list[int] = []
+        self.values: list[int] = []
 
     def choose(self, n: int) -> int:
         """An integer from 0 to ``n - 1``, each as likely."""
@@ -45,7 +48,7 @@ class Site:
         # A deviation recorded under other circumstances may be out of range: clamp it, the run stays well-defined.
         value = int(source.random() * n) if source is not None else min(self._wanted.get(ordinal, 0), n - 1)
         if value:
-            self._chooser.note(self._label, ordinal, value)
+            self._note(ordinal, value)
         return value
 
     def chance(self, probability: float) -> bool:
@@ -61,18 +64,20 @@ class Site:
                 return False
         elif not self._wanted.get(ordinal, 0):
             return False
-        self._chooser.note(self._label, ordinal, 1)
+        self._note(ordinal, 1)
         return True
+
+    def _note(self, ordinal: int, value: int) -> None:
+        self._chooser.note(self)
+        self.ordinals.append(ordinal)
+        self.values.append(value)
 
 
 class Chooser:
-    """Makes decisions and records those that are not the default.
-
-    recorded: them, in the order they were made.
-    """
+    """Makes decisions and records those that are not the default."""
 
     def __init__(self) -> None:
-        self.recorded: dict[tuple[str, int], int] = {}
+        self._noted: list[Site] = []
         self._sites: dict[str, Site] = {}
         self._sealed = False
 
@@ -97,11 +102,21 @@ class Chooser:
             site = self._sites[label] = self._make_site(label)
         return site
 
-    def note(self, label: str, ordinal: int, value: int) -> None:
-        """Record a decision (called by sites)."""
+    def note(self, site: Site) -> None:
+        """A decision is not the default (called by sites)."""
         if self._sealed:
-            raise AssertionError(f"a decision was made after the run ended: {label} {ordinal}")
-        self.recorded[label, ordinal] = value
+            raise AssertionError(f"a decision was made after the run ended: {site.label}")
+        self._noted.append(site)
+
+    @property
+    def recorded(self) -> dict[tuple[str, int], int]:
+        """The decisions that are not the default, in the order they were made."""
+        each = {site: zip(site.ordinals, site.values, strict=True) for site in self._sites.values()}
+        found: dict[tuple[str, int], int] = {}
+        for site in self._noted:
+            ordinal, value = next(each[site])
+            found[site.label, ordinal] = value
+        return found
 
     def seal(self) -> None:
         """The run is over: what its teardown would still decide must not be part of the record."""
