@@ -31,7 +31,7 @@ from corepool.driver import (
     Refusal,
     SetKey,
 )
-from corepool_memory.server_maps import MapSpace, holds
+from corepool_memory.server_maps import MapSpace
 from corepool_memory.server_sinks import Sink
 from corepool_memory.server_streams import StreamSpace, StreamState
 
@@ -89,7 +89,8 @@ class _Batch:
     def _write(self, op: SetKey | DeleteKey) -> bool:
         maps, name, key = self._maps, op.map, op.key
         previous = self._entry(name, key)
-        if not holds(op.when, previous):
+        wanted = op.when.revision
+        if wanted is not None and wanted != (0 if previous is None else previous.revision):
             self._results.append(Commit(False, self._refused_at(op), previous))
             return False
         if previous is None and isinstance(op, DeleteKey):

@@ -19,7 +19,10 @@ import random
 from collections.abc import Mapping
 from typing import TypeAlias
 
-__all__ = ["Chooser", "Deviations", "SeededChooser", "Site", "SparseChooser"]
+__all__ = ["Chooser", "Deviations", "Risk", "SeededChooser", "Site", "SparseChooser"]
+
+_AHEAD = 1000
+_NEVER = 1 << 60
 
 Deviations: TypeAlias = Mapping[tuple[str, int], int]
 """Decisions that are not 0, by label and ordinal."""
@@ -48,7 +51,7 @@ class Site:
         # A deviation recorded under other circumstances may be out of range: clamp it, the run stays well-defined.
         value = int(source.random() * n) if source is not None else min(self._wanted.get(ordinal, 0), n - 1)
         if value:
-            self._note(ordinal, value)
+            self._chooser.note(self, ordinal, value)
         return value
 
     def chance(self, probability: float) -> bool:
@@ -64,13 +67,55 @@ class Site:
                 return False
         elif not self._wanted.get(ordinal, 0):
             return False
-        self._note(ordinal, 1)
+        self._chooser.note(self, ordinal, 1)
         return True
 
-    def _note(self, ordinal: int, value: int) -> None:
-        self._chooser.note(self)
-        self.ordinals.append(ordinal)
-        self.values.append(value)
+    def look_ahead(self, probability: float) -> tuple[int, bool]:
+        """How often `chance` would answer False from here on, and whether True then (or nobody knows). They count as asked."""
+        ordinal, source = self._ordinal, self._random
+        if source is None:
+            wanted = min((at for at, value in self._wanted.items() if value and at >= ordinal), default=None)
+            count, strikes = (_NEVER, False) if wanted is None else (wanted - ordinal, True)
+        elif probability <= 0.0:
+            count, strikes = _NEVER, False
+        else:
+            count, draw = 0, source.random
+            while count < _AHEAD and draw() >= probability:
+                count += 1
+            strikes = count < _AHEAD
+        self._ordinal = ordinal + count
+        return count, strikes
+
+    def strike(self) -> None:
+        """`chance` answers True, as was foreseen."""
+        self._chooser.note(self, self._ordinal, 1)
+        self._ordinal += 1
+
+
+class Risk:
+    """``site.chance(probability)``, asked so often that it pays to know the answers beforehand.
+
+    left: how many more times the answer is False: whoever asks may count it down himself instead.
+    """
+
+    __slots__ = ("_probability", "_site", "_strikes", "left")
+
+    def __init__(self, site: Site, probability: float) -> None:
+        self._site = site
+        self._probability = probability
+        self._strikes = False
+        self.left = 0
+
+    def strikes(self) -> bool:
+        """Whether it happens now."""
+        while not self.left and not self._strikes:
+            self.left, self._strikes = self._site.look_ahead(self._probability)
+        if self.left:
+            self.left -= 1
+            return False
+        self._strikes = False
+        self._site.strike()
+        return True
 
 
 class Chooser:
@@ -102,11 +147,13 @@ class Chooser:
             site = self._sites[label] = self._make_site(label)
         return site
 
-    def note(self, site: Site) -> None:
-        """A decision is not the default (called by sites)."""
+    def note(self, site: Site, ordinal: int, value: int) -> None:
+        """Record a decision (called by sites)."""
         if self._sealed:
-            raise AssertionError(f"a decision was made after the run ended: {site.label}")
+            raise AssertionError(f"a decision was made after the run ended: {site.label} {ordinal}")
         self._noted.append(site)
+        site.ordinals.append(ordinal)
+        site.values.append(value)
 
     @property
     def recorded(self) -> dict[tuple[str, int], int]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from corepool_memory.sim.chooser import Chooser, Site
+from corepool_memory.sim.chooser import Chooser, Risk, Site
 from corepool_memory.sim.faults import FaultPlan
 from corepool_memory.sim.loop import SimFuture, SimLoop
 from corepool_memory.sim.node import SimNode
@@ -117,7 +117,7 @@ class Connection:
 class Link:
     """The wire of one machine, whatever its incarnation."""
 
-    def __init__(self, name: str, chooser: Chooser) -> None:
+    def __init__(self, name: str, chooser: Chooser, plan: FaultPlan) -> None:
         self.name = name
         self.blocked = False
         self.blocks = 0
@@ -125,13 +125,14 @@ class Link:
         self.holding: dict[_Channel, None] = {}
         self.up = chooser.site(f"net:{name}>")
         self.down = chooser.site(f"net:{name}<")
-        self.slow = chooser.site(f"slow:{name}")
-        self.request_lost = chooser.site(f"request-lost:{name}")
-        self.reply_lost = chooser.site(f"reply-lost:{name}")
-        self.reset = chooser.site(f"reset:{name}")
+        self.slow_by = chooser.site(f"slow:{name}")
+        self.slow = Risk(self.slow_by, plan.slow)
+        self.request_lost = Risk(chooser.site(f"request-lost:{name}"), plan.request_loss)
+        self.reply_lost = Risk(chooser.site(f"reply-lost:{name}"), plan.reply_loss)
+        self.reset = Risk(chooser.site(f"reset:{name}"), plan.reset)
         self.reset_after = chooser.site(f"reset-after:{name}")
-        self.power = chooser.site(f"power:{name}")
-        self.double = chooser.site(f"double:{name}")
+        self.power = Risk(chooser.site(f"power:{name}"), plan.crash_at_request)
+        self.double = Risk(chooser.site(f"double:{name}"), plan.duplicate)
         self.late = chooser.site(f"late:{name}")
         self.notice = chooser.site(f"notice:{name}")
 
@@ -169,7 +170,7 @@ class Network:
     def link(self, name: str) -> Link:
         link = self._links.get(name)
         if link is None:
-            link = self._links[name] = Link(name, self._chooser)
+            link = self._links[name] = Link(name, self._chooser, self.plan)
         return link
 
     # --- what a test or a nemesis does ------------------------------------------------------------------------------
@@ -224,8 +225,8 @@ class Network:
         """Put a message on the wire: ``deliver(*message)`` is its arrival."""
         link, now = channel.link, self.loop.now
         delay = self._latencies[channel.latency.choose(_LATENCIES)]
-        if self.strikes(link.slow, self.plan.slow):
-            delay += self.plan.faults.slow_seconds * (1 + link.slow.choose(_SLOW_STEPS)) / _SLOW_STEPS
+        if self.strikes(link.slow):
+            delay += self.plan.faults.slow_seconds * (1 + link.slow_by.choose(_SLOW_STEPS)) / _SLOW_STEPS
         if link.clogged_until > now:
             delay += link.clogged_until - now
         due = now + delay
@@ -234,9 +235,14 @@ class Network:
         channel.last = due
         self.loop.at_true_time(due, self._arrive, channel, deliver, message, context=channel.context)
 
-    def strikes(self, site: Site, probability: float) -> bool:
+    def strikes(self, risk: Risk) -> bool:
         """Whether a fault happens now."""
-        return not self.calm and site.chance(probability)
+        if self.calm:
+            return False
+        if risk.left:
+            risk.left -= 1
+            return False
+        return risk.strikes()
 
     def _arrive(self, channel: _Channel, deliver: Callable[..., None], message: tuple[Any, ...]) -> None:
         link = channel.link

@@ -70,14 +70,14 @@ class SimTransport:
         return await future
 
     def _send_request(self, connection: Connection, call: Call, request: Callable[[Server], object]) -> None:
-        network, link, plan = self._network, self.link, self._network.plan
+        network, link = self._network, self.link
         connection.calls.append(call)
         if not connection.watchdog:
             self._watch(connection)
         breaks = 0
-        if network.strikes(link.reset, plan.reset):
+        if network.strikes(link.reset):
             breaks = 1 + link.reset_after.choose(3)
-        if network.strikes(link.request_lost, plan.request_loss):
+        if network.strikes(link.request_lost):
             network.on_fault("request lost", link.name, call.what)
             return
         network.send(connection.up, self._run, connection, call, request, breaks)
@@ -87,7 +87,7 @@ class SimTransport:
 
     def _run(self, connection: Connection, call: Call, request: Callable[[Server], object], breaks: int) -> None:
         """On the server: a request has arrived."""
-        network, link, plan = self._network, self.link, self._network.plan
+        network, link = self._network, self.link
         if breaks == 1:
             network.on_fault("reset before", link.name, call.what)
             self._break_from_server(connection)
@@ -99,12 +99,12 @@ class SimTransport:
         except Exception as raised:  # noqa: BLE001  whatever the server answers is raised at the caller
             error = raised
         network.on_request(link.name, call.what, error)
-        if network.strikes(link.power, plan.crash_at_request):
+        if network.strikes(link.power):
             network.cut_power(link.name)
         if breaks == 2:
             network.on_fault("reset after", link.name, call.what)
             self._break_from_server(connection)
-        elif network.strikes(link.reply_lost, plan.reply_loss):
+        elif network.strikes(link.reply_lost):
             network.on_fault("reply lost", link.name, call.what)
         else:
             network.send(connection.down, self._answer, connection, call, result, error)
@@ -304,7 +304,7 @@ class SimTransport:
             if connection.fenced:
                 return
             network.send(connection.down, feed.arrive, message)
-            if feed.doubles and network.strikes(link.double, network.plan.duplicate):
+            if feed.doubles and network.strikes(link.double):
                 network.on_fault("doubled", link.name, feed.what)
                 network.send(connection.down, feed.arrive, message)
 
