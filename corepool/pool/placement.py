@@ -57,12 +57,12 @@ def _points(worker: str) -> tuple[int, ...]:
 class _Circle:
     __slots__ = ("_circle", "_workers")
 
-    def __init__(self, workers: Sequence[str]) -> None:
+    def __init__(self, workers: tuple[str, ...]) -> None:
         if len(workers) >= 1 << _INDEX_BITS:
             raise InvalidOptionError(
                 f"multiprobe places on fewer than {1 << _INDEX_BITS} workers, not on {len(workers)}"
             )
-        self._workers = tuple(workers)
+        self._workers = workers
         self._circle = sorted(point | index for index, worker in enumerate(workers) for point in _points(worker))
 
     def owner(self, key: str) -> str:
@@ -80,12 +80,18 @@ class _Circle:
         return self._workers[chosen & ((1 << _INDEX_BITS) - 1)]
 
 
+@functools.lru_cache(maxsize=16)
+def _circle(workers: tuple[str, ...]) -> _Circle:
+    """One for all nodes of this process: they see the same rings."""
+    return _Circle(workers)
+
+
 class MultiProbe:
     """Multi-probe consistent hashing (Appleton and O'Reilly, 2015): a join takes its share and a leave frees its own, nothing
     else moves, and the load is even to a few percent. A lookup costs O(log workers)."""
 
     def place(self, workers: Sequence[str]) -> Placer:
-        return _Circle(workers)
+        return _circle(tuple(workers))
 
     def __repr__(self) -> str:
         return "MultiProbe()"
