@@ -40,6 +40,10 @@ from corepool_memory.transport import Transport
 __all__ = ["MemoryBackend", "MemoryNamespace"]
 
 
+_NAMES = 1000
+"""Names that were found good and are remembered."""
+
+
 class MemoryNamespace:
     """All maps and streams of one name (see `corepool.driver.Namespace`)."""
 
@@ -48,6 +52,7 @@ class MemoryNamespace:
         self._transport = feeds.transport
         self._capabilities = capabilities
         self._name = name
+        self._good_names: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -102,15 +107,15 @@ class MemoryNamespace:
             )
         for index, op in enumerate(ops):
             match op:
-                case SetKey(map=name, key=key, value=value):
-                    check_name("a map's name", name, capabilities)
-                    check_key(key, capabilities)
-                    check_value(value, capabilities)
-                case DeleteKey(map=name, key=key) | GetKey(map=name, key=key):
-                    check_name("a map's name", name, capabilities)
-                    check_key(key, capabilities)
-                case Append(stream=name, event=event, stamp=stamp):
-                    check_name("a stream's name", name, capabilities)
+                case SetKey():
+                    self._check_name("a map's name", op.map)
+                    check_key(op.key, capabilities)
+                    check_value(op.value, capabilities)
+                case DeleteKey() | GetKey():
+                    self._check_name("a map's name", op.map)
+                    check_key(op.key, capabilities)
+                case Append(event=event, stamp=stamp):
+                    self._check_name("a stream's name", op.stream)
                     check_event(event, capabilities)
                     if stamp is not None and not (0 <= stamp < index and isinstance(ops[stamp], SetKey | DeleteKey)):
                         raise InvalidOptionError(
@@ -118,6 +123,14 @@ class MemoryNamespace:
                         )
                 case Ack():
                     pass
+
+    def _check_name(self, what: str, name: str) -> None:
+        """As `check_name`, but not again and again: a pool names the same few maps and streams all the time."""
+        if name not in self._good_names:
+            check_name(what, name, self._capabilities)
+            if len(self._good_names) >= _NAMES:
+                self._good_names.clear()
+            self._good_names.add(name)
 
     async def settle(self) -> None:
         await self._transport.settle()
