@@ -21,11 +21,12 @@ __all__ = ["Call", "Calls"]
 class Call:
     """One question that is out. ``number`` is its address on this node."""
 
-    __slots__ = ("_future", "number")
+    __slots__ = ("_ended", "_future", "number")
 
     def __init__(self, number: int, future: asyncio.Future[Answer | None]) -> None:
         self.number = number
         self._future = future
+        self._ended: CorepoolError | None = None
 
     async def answer(self, timeout: float) -> Answer | None:
         """The answer, or None after ``timeout`` seconds, or when it is better to look at the record at once.
@@ -43,6 +44,8 @@ class Call:
             return None
         answer = self._future.result()
         if answer is None:
+            if self._ended is not None:  # the node ended in the very moment in which the time was up
+                raise self._ended
             self._future = self._future.get_loop().create_future()
         return answer
 
@@ -51,6 +54,7 @@ class Call:
             self._future.set_result(answer)
 
     def fail(self, error: CorepoolError) -> None:
+        self._ended = error
         if not self._future.done():
             self._future.set_exception(error)
 
