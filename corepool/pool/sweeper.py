@@ -144,13 +144,13 @@ class Sweeper:
     # --- locks and the backstop --------------------------------------------------------------------------------------
 
     async def _drop_stale_locks(self) -> None:
-        """Locks of members that have no record: graves, and locks whose holder died after the last step.
+        """Locks of members that have no record: graves, and locks whose holder died after the last step. And those of members
+        who proved to be alive after all, where the answer to the lock's own writing was lost.
 
-        Before one goes, what a late request of the dead may have made since the burial goes as well (R12: ids are never
-        used again, so nothing else can bear the name).
+        Before one of the former goes, what a late request of the dead may have made since the burial goes as well (R12: ids
+        are never used again, so nothing else can bear the name).
         """
         context, store = self._context, self._context.store
-        members = {**context.membership.workers(), **context.membership.nodes()}
         locks: dict[str, tuple[int, float]] = {}
         stale: list[Entry] = []
         found = [entry async for entry in store.map(store.worker_cleanup).scan()]
@@ -158,12 +158,14 @@ class Sweeper:
         for entry in found:
             held = self._locks.get(entry.key, (entry.revision, now))
             locks[entry.key] = held = held if held[0] == entry.revision else (entry.revision, now)
-            if entry.key not in members and now - held[1] > context.options.worker_ttl:
+            if now - held[1] > context.options.worker_ttl:
                 stale.append(entry)
         self._locks = locks
         for entry in stale:
             if await context.membership.is_gone(entry.key):
                 await self._close_grave(entry)
+            else:
+                await store.map(store.worker_cleanup).delete(entry.key, REVISION(entry.revision))
 
     async def _close_grave(self, entry: Entry) -> None:
         store, member = self._context.store, entry.key
