@@ -149,3 +149,23 @@ def test_a_takeover_of_each_job(nodes: int) -> None:
     assert cost["requests"] <= 3.1
     assert cost["deliveries"] <= 1
     assert cost["operations"] <= 12
+
+
+def test_answers_are_acknowledged_together() -> None:
+    """And none comes a second time."""
+
+    async def scenario(cluster: Cluster) -> None:
+        meter = Meter(Wiretap(cluster))
+        client = await cluster.node(POOL, client_only=True, **{**QUIET, "ack_grace_period": 40.0})
+        await cluster.node(POOL, worker=Keeper(), **{**QUIET, "ack_grace_period": 40.0})
+        await cluster.sleep(1.0)
+        meter.reset()
+        for number in range(30):
+            await client.dispatch_job(f"job-{number}", b"payload")
+        await cluster.sleep(11.0)
+        assert meter.of[client.name].requests["ack"] == 1
+        meter.reset()
+        await cluster.sleep(100.0)
+        assert client.name not in meter.of or not meter.of[client.name].deliveries
+
+    simulate_cluster(scenario, faults=ONE_MILLISECOND, budgets=Budgets(virtual_seconds=1e6)).check()

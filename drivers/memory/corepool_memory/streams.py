@@ -142,6 +142,8 @@ class MemorySink:
 
     def _take(self, count: int) -> list[Delivery]:
         """Deliveries that came and are not void: those went to somebody else in the meantime."""
+        if not self._buffer:
+            return []
         now = self._transport.clock.monotonic()
         taken: list[Delivery] = []
         while self._buffer and len(taken) < count:
