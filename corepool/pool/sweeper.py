@@ -21,6 +21,9 @@ from corepool.pool.wire import Attention, JobRecord, JobState, MemberState
 
 __all__ = ["Sweeper"]
 
+_WHILE_THERE = 3
+"""Times to live after which the lock of a member that has a record is nobody's."""
+
 
 class Sweeper:
     """The recovery loops of one node; they work while it is the warden."""
@@ -151,6 +154,7 @@ class Sweeper:
         are never used again, so nothing else can bear the name).
         """
         context, store = self._context, self._context.store
+        members = {**context.membership.workers(), **context.membership.nodes()}
         locks: dict[str, tuple[int, float]] = {}
         stale: list[Entry] = []
         found = [entry async for entry in store.map(store.worker_cleanup).scan()]
@@ -158,7 +162,8 @@ class Sweeper:
         for entry in found:
             held = self._locks.get(entry.key, (entry.revision, now))
             locks[entry.key] = held = held if held[0] == entry.revision else (entry.revision, now)
-            if now - held[1] > context.options.worker_ttl:
+            patience = _WHILE_THERE if entry.key in members else 1  # first its cleaners may take it over
+            if now - held[1] > patience * context.options.worker_ttl:
                 stale.append(entry)
         self._locks = locks
         for entry in stale:
