@@ -31,7 +31,9 @@ def scripts_run(server: Server, command_name: str = "evalsha") -> int:
     return 0
 
 
-async def test_the_first_of_a_turn_leaves_at_once_and_the_others_as_one_script(own_server: Server, connect: Connect) -> None:
+async def test_the_first_of_a_turn_leaves_at_once_and_the_others_as_one_script(
+    own_server: Server, connect: Connect
+) -> None:
     space = (await connect(own_server.url)).namespace("group")
     await asyncio.gather(
         *(space.map("m").set(f"first{n}", b"") for n in range(2))

@@ -1,7 +1,7 @@
 """Group commit: what is committed in one turn of the loop goes to the server as one script.
 
 Purpose: a script has a price of its own, on the server and here; callers that commit at the same moment share it. A lone
-caller pays nothing for it: while nothing is under way, a section leaves at once (Nagle's algorithm, RFC 896). A full group leaves
+caller pays nothing for it: while nothing is under way, a section leaves at once (Nagle, RFC 896). A full group leaves
 at once too, so that the server is at work on it while the next one fills; any other at the end of the turn.
 Invariants:
 
