@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Iterable
 from typing import Any
+from unittest.mock import AsyncMock
 
 import msgspec
 import pytest
 
 from corepool.driver import ABSENT, REVISION, Change, Cleared, Commit, Entry, SetKey, Snapshot
 from corepool_nats import api, mapfeed
+from corepool_nats.client import Target
 from corepool_nats.held import Cache, Held
 from corepool_nats.link import Link
 from corepool_nats.names import MapSubjects
 from corepool_nats.namespace import NatsNamespace
+from corepool_nats.records import Reads, Record
 from corepool_nats.writes import Blind, Writes, stretches
 from tests.nats.conftest import Open, Start, space_of
 from tests.servers.nats import NatsServer
@@ -125,6 +129,32 @@ async def test_without_the_probe_an_overtaken_write_would_count(
     late = await m.set("k", b"2", REVISION(first.revision))
     assert late.applied, "the server alone does not refuse it"
     assert await other.get("k") is None, "and the readers void it: writer and readers would disagree"
+
+
+async def test_a_marker_read_before_its_key_is_read_again(
+    server: NatsServer, open_nats: Open, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reading takes keys and markers in any order: here a clear, and the write that it makes void, come in between."""
+    monkeypatch.setattr(Writes, "_discard", AsyncMock())  # the writer dies before it takes the void message away
+    one, two = await open_nats(server), await open_nats(server)
+    m, other = one.namespace(name).map("m"), two.namespace(name).map("m")
+    first = await m.set("k", b"1")
+    fresh = (await open_nats(server)).namespace(name)
+    newest, meddled = Reads.newest, list[bool]()
+
+    async def markers_first(self: Reads, target: Target, subjects: Iterable[str], deadline: float) -> dict[str, Record]:
+        if self is not fresh.reads:
+            return await newest(self, target, subjects, deadline)
+        keys, markers = [[each for each in subjects if each.endswith(".r") is mark] for mark in (False, True)]
+        found = await newest(self, target, markers, deadline)
+        if not meddled:
+            await other.clear()
+            meddled.append((await m.set("k", b"2", REVISION(first.revision))).applied)
+        return found | await newest(self, target, keys, deadline)
+
+    monkeypatch.setattr(Reads, "newest", markers_first)
+    assert await fresh.map("m").get("k") is None
+    assert meddled == [False]
 
 
 # --- traces ----------------------------------------------------------------------------------------------------------
@@ -296,6 +326,24 @@ async def test_a_commit_tells_what_its_unconditional_writes_replaced(
         if isinstance(each, Commit)
     ]
     assert done[1].previous == Entry("b", b"theirs", meddled[0].revision)
+
+
+async def test_what_an_unconditional_write_replaced_is_found_in_a_long_history(
+    server: NatsServer, open_nats: Open, name: str
+) -> None:
+    space = (await open_nats(server, history=600)).namespace(name)
+    m = space.map("m")
+    last = [await m.set("k", b"%d" % number) for number in range(300)][-1]
+    for value in (b"again", b"and again"):
+        results = (await space.commit([SetKey("m", "k", value), SetKey("m", "new", value)])).results
+        done = [each for each in results if isinstance(each, Commit)]
+        assert done[0].previous is not None
+        assert done[0].previous.revision == last.revision
+        last = done[0]
+    assert (await m.delete("k")).applied
+    result = (await space.commit([SetKey("m", "k", b"after"), SetKey("m", "new", b"after")])).results[0]
+    assert isinstance(result, Commit)
+    assert result.previous is None, "a tombstone is no entry"
 
 
 async def test_writes_sent_together_share_a_connection(

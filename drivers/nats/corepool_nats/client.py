@@ -23,7 +23,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 import attrs
@@ -162,33 +162,31 @@ class Client:
                 continue
             return answer
 
-    async def direct(self, asset: str, body: bytes, deadline: float) -> list[Message] | None:
-        """Read several messages in one request, from any replica. None: the stream does not allow it, or does not exist.
+    async def direct(
+        self, requests: Sequence[tuple[str, bytes]], deadline: float, *, many: bool = False
+    ) -> list[Message] | None:
+        """Read directly, from any replica: a message for each request, or one with a status; all in one round trip, in any
+        order. None: the stream does not allow it, or does not exist.
+
+        requests: what follows ``DIRECT.GET.`` in the subject, and the body.
+        many: each is answered by several messages, the last one with a status.
 
         Raises:
             BackendUnavailable
         """
-        return await self._direct(f"{self.api_prefix}.DIRECT.GET.{asset}", body, deadline, many=True)
-
-    async def direct_one(self, asset: str, subject: str, deadline: float) -> Message | None:
-        """Read the newest message of one subject; a message with a status if it has none. None: as of `direct`.
-
-        Raises:
-            BackendUnavailable
-        """
-        found = await self._direct(f"{self.api_prefix}.DIRECT.GET.{asset}.{subject}", _BODY, deadline, many=False)
-        return found[0] if found is not None else None
-
-    async def _direct(self, subject: str, body: bytes, deadline: float, *, many: bool) -> list[Message] | None:
+        prefix = f"{self.api_prefix}.DIRECT.GET."
         while True:
             link = await self.link(deadline)
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise BackendUnavailable("a read got no answer")
+            calls: list[Call] = []
+            timeout = min(remaining, self.patience)
             try:
                 async with self._gate:
-                    call = await link.begin(subject, body, timeout=min(remaining, self.patience), many=many)
-                    return await call.replies()
+                    for subject, body in requests:
+                        calls.append(await link.begin(prefix + subject, body, timeout=timeout, many=many))
+                    return [message for call in calls for message in await call.replies()]
             except Denied as error:
                 raise BackendUnavailable(_denied_text(error)) from None
             except NoResponders:
@@ -196,6 +194,9 @@ class Client:
             except (NotSent, ReplyLost):
                 self._check_open()
                 await self.pause(deadline)
+            finally:
+                for call in calls:
+                    call.drop()
 
     @property
     def patience(self) -> float:
@@ -339,6 +340,10 @@ class Client:
         elif sequence > self._newest.get(target.asset, 0):
             self._newest[target.asset] = sequence
         return sequence
+
+    def stored(self, target: Target) -> int:
+        """A sequence that this process knows to be stored: messages up to it are seen by every read that begins now."""
+        return self._newest.get(target.asset, 0)
 
     def report_loss(self, asset: str) -> None:
         """Tell everybody who remembers sequences of this asset that they mean nothing any more."""

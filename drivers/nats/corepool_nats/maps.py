@@ -36,7 +36,7 @@ from corepool.errors import BackendUnavailable, CorepoolError, OutcomeUnknown, U
 from corepool_nats import api
 from corepool_nats.client import Refused, expect
 from corepool_nats.feed import FeedLost
-from corepool_nats.held import KIND, held_of
+from corepool_nats.held import KIND
 from corepool_nats.mapfeed import MapFeed
 
 if TYPE_CHECKING:
@@ -83,19 +83,13 @@ class NatsMap:
         if not keys:
             return {}
         subjects = {self.subjects.key(key): key for key in keys}
-        marker_subject = self.subjects.marker
-        found = await self._space.reads.newest(self._target, [marker_subject, *subjects], self._client.deadline())
-        marker = found[marker_subject].sequence if marker_subject in found else 0
+        places = dict.fromkeys(subjects, self.subjects)
+        seen = await self._space.writes.look_at(places, self._client.deadline())
         entries: dict[str, Entry] = {}
-        for subject, key in subjects.items():
-            record = found.get(subject)
-            if record is None:
-                continue
-            held = held_of(record)
-            self._space.cache.put(subject, held.settled(marker))
-            entry = held.entry(key, marker)
+        for subject, (held, marker) in seen.items():
+            entry = held.entry(subjects[subject], marker) if held is not None else None
             if entry is not None:
-                entries[key] = entry
+                entries[entry.key] = entry
         return entries
 
     async def scan(self, prefix: str = "") -> AsyncIterator[Entry]:

@@ -94,6 +94,21 @@ def from_push(message: Message) -> Record:
     )
 
 
+def _refused(message: Message) -> BackendUnavailable:
+    return BackendUnavailable(f"a read was refused: {message.status} {message.headers.get('Description', '')}")
+
+
+def _is_there(message: Message) -> bool:
+    """Whether the answer to a direct read is a message.
+
+    Raises:
+        BackendUnavailable: it is neither that nor the news that there is none.
+    """
+    if message.status and message.status != "404":
+        raise _refused(message)
+    return not message.status
+
+
 class Reads:
     """Reads of one namespace."""
 
@@ -103,12 +118,11 @@ class Reads:
         self._assets = assets
         self._client = assets.client
 
-    async def newest(
-        self, target: Target, subjects: Iterable[str], deadline: float, *, up_to: int | None = None
-    ) -> dict[str, Record]:
-        """The newest message of each subject that has one. Linearizable per subject.
+    async def newest(self, target: Target, subjects: Iterable[str], deadline: float) -> dict[str, Record]:
+        """The newest message of each subject that has one. Linearizable per subject, in no order among them.
 
-        up_to: only messages up to this sequence, which was acknowledged. Only for streams with one replica.
+        One request for each subject, all in one round trip. (The server's own read of several, ``multi_last``, goes through
+        all subjects of its blocks of the stream: with 10,000 jobs that took more than nine tenths of the server's time.)
 
         Raises:
             BackendUnavailable
@@ -118,49 +132,65 @@ class Reads:
         found: dict[str, Record] = {}
         for at in range(0, len(wanted), self._AT_ONCE):
             part = wanted[at : at + self._AT_ONCE] if len(wanted) > self._AT_ONCE else wanted
-            if asset.replicas == 1 and await self._directly(target, part, deadline, up_to, found):
-                continue
+            if asset.replicas == 1:
+                messages = await self._client.direct([(f"{target.asset}.{each}", b"") for each in part], deadline)
+                if messages is not None:
+                    for subject, message in zip(part, messages, strict=True):
+                        if _is_there(message):
+                            found[subject] = from_direct(message)
+                    continue
             records = await at_once([self.one(target, {"last_by_subj": subject}, deadline) for subject in part])
             found.update((record.subject, record) for record in records if record is not None)
         return found
 
-    async def _directly(
-        self, target: Target, subjects: Sequence[str], deadline: float, up_to: int | None, found: dict[str, Record]
-    ) -> bool:
-        """Add what is found; False: this stream cannot be read directly."""
-        remaining = list(subjects)
-        if len(remaining) == 1 and up_to is None:
-            message = await self._client.direct_one(target.asset, remaining[0], deadline)
-            if message is None:
-                return False
-            if message.status:
-                if message.status != "404":
-                    raise BackendUnavailable(
-                        f"a read was refused: {message.status} {message.headers.get('Description', '')}"
-                    )
-                return True
-            found[remaining[0]] = from_direct(message)
-            return True
-        while remaining:
-            body: dict[str, object] = {"multi_last": remaining}
-            if up_to is not None:
-                body["up_to_seq"] = up_to
-            messages = await self._client.direct(target.asset, msgspec.json.encode(body), deadline)
-            if messages is None:
-                if up_to is not None:
-                    raise BackendUnavailable(f"{target.asset} does not allow direct reads; set allow_direct on it")
-                return False
-            *parts, end = messages
-            for message in parts:
-                record = from_direct(message)
-                found[record.subject] = record
-            if end.status == "204" and end.headers.get("Nats-Num-Pending", "0") != "0" and parts:
-                remaining = [subject for subject in remaining if subject not in found]  # more than fits one answer
-                continue
-            if end.status not in ("204", "404"):
-                raise BackendUnavailable(f"a read was refused: {end.status} {end.headers.get('Description', '')}")
-            return True
-        return True
+    async def oldest(self, target: Target, subjects: Sequence[str], deadline: float) -> dict[str, int]:
+        """The sequence of the oldest message of each subject that has one. Only for streams with one replica.
+
+        Raises:
+            BackendUnavailable
+        """
+        bodies = [msgspec.json.encode({"seq": 1, "next_by_subj": subject}) for subject in subjects]
+        messages = await self._client.direct([(target.asset, body) for body in bodies], deadline)
+        if messages is None:
+            raise BackendUnavailable(f"{target.asset} does not allow direct reads; set allow_direct on it")
+        return {
+            subject: from_direct(message).sequence
+            for subject, message in zip(subjects, messages, strict=True)
+            if _is_there(message)
+        }
+
+    async def newest_up_to(
+        self, target: Target, subjects: Iterable[str], sequence: int, deadline: float
+    ) -> dict[str, Record]:
+        """The newest message of each subject that has one up to a sequence, which was acknowledged. Only for streams with one
+        replica.
+
+        Raises:
+            BackendUnavailable
+        """
+        found = await self.newest(target, subjects, deadline)
+        late = [subject for subject, record in found.items() if record.sequence > sequence]
+        older = await at_once([self._last_up_to(target, subject, sequence, deadline) for subject in late])
+        for subject, record in zip(late, older, strict=True):
+            if record is None:
+                del found[subject]
+            else:
+                found[subject] = record
+        return found
+
+    async def _last_up_to(self, target: Target, subject: str, sequence: int, deadline: float) -> Record | None:
+        """Goes through what is kept of the subject: the server cannot be asked for this one in less than a walk through all
+        subjects of the stream."""
+        last: Record | None = None
+        after = 0
+        while True:
+            records = await self.following(target, subject, after, 256, deadline)
+            for record in records:
+                if record.sequence > sequence:
+                    return last
+                last, after = record, record.sequence
+            if not records:
+                return last
 
     async def one(self, target: Target, query: Mapping[str, object], deadline: float) -> Record | None:
         """A message by the leader: ``{"seq": n}``, ``{"last_by_subj": s}`` or ``{"seq": n, "next_by_subj": s}``.
@@ -188,11 +218,11 @@ class Reads:
         asset = await self._assets.get(target, deadline)
         if asset.replicas == 1:
             body = msgspec.json.encode({"seq": after + 1, "next_by_subj": subject, "batch": min(limit, 256)})
-            messages = await self._client.direct(target.asset, body, deadline)
+            messages = await self._client.direct([(target.asset, body)], deadline, many=True)
             if messages is not None:
                 *parts, end = messages
                 if end.status not in ("204", "404"):
-                    raise BackendUnavailable(f"a read was refused: {end.status} {end.headers.get('Description', '')}")
+                    raise _refused(end)
                 return [from_direct(part) for part in parts]
         record = await self.one(target, {"seq": after + 1, "next_by_subj": subject}, deadline)
         return [record] if record is not None else []

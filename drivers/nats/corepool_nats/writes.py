@@ -36,7 +36,7 @@ from corepool_nats.held import DELETED, KIND, ONLY_IF, Cache, Held, held_of
 from corepool_nats.janitor import Janitor
 from corepool_nats.link import Link
 from corepool_nats.names import MapSubjects
-from corepool_nats.records import Reads
+from corepool_nats.records import Reads, Record
 
 __all__ = ["Blind", "Writes", "after_the_fact", "stretches"]
 
@@ -133,31 +133,31 @@ class Writes:
 
     async def look(self, m: MapSubjects, subject: str, deadline: float) -> tuple[Held | None, int]:
         """The newest message of a key, and of the map's markers."""
-        found = await self._reads.newest(self._target, (subject, m.marker), deadline)
-        record = found.get(subject)
-        held = held_of(record) if record is not None else None
-        marker = found[m.marker].sequence if m.marker in found else 0
-        self._cache.cleared(m, marker)
-        if held is None:
-            self._cache.drop(subject)
-        else:
-            self._cache.put(subject, held.settled(marker))
-        return held, marker
+        return (await self.look_at({subject: m}, deadline))[subject]
 
     async def look_at(self, places: Mapping[str, MapSubjects], deadline: float) -> dict[str, tuple[Held | None, int]]:
-        """`look` at several keys, in one round trip. ``places``: their maps, by the keys' subjects."""
-        wanted = [*places, *(m.marker for m in places.values())]
-        found = await self._reads.newest(self._target, wanted, deadline)
+        """`look` at several keys, in one round trip. ``places``: their maps, by the keys' subjects.
+
+        Keys and markers are read in any order, and a marker must be as of its key's message or later: one stored in
+        between may make that message void. Only a conditional write can be void, and a marker that was read after the write
+        is new enough: so for conditional messages not known to be stored before, the markers are read again.
+        """
+        stored = self._client.stored(self._target)
+        markers = list({m.base: m.marker for m in places.values()}.values())
+        found = await self._reads.newest(self._target, [*places, *markers], deadline)
+        held = {subject: held_of(found[subject]) if subject in found else None for subject in places}
+        if any(each and each.only_if is not None and each.sequence > stored for each in held.values()):
+            found = await self._reads.newest(self._target, markers, deadline)
         seen: dict[str, tuple[Held | None, int]] = {}
         for subject, m in places.items():
             marker = found[m.marker].sequence if m.marker in found else 0
-            held = held_of(found[subject]) if subject in found else None
+            each = held[subject]
             self._cache.cleared(m, marker)
-            if held is None:
+            if each is None:
                 self._cache.drop(subject)
             else:
-                self._cache.put(subject, held.settled(marker))
-            seen[subject] = held, marker
+                self._cache.put(subject, each.settled(marker))
+            seen[subject] = each, marker
         return seen
 
     async def known_at(self, places: Mapping[str, MapSubjects], deadline: float) -> dict[str, tuple[Held | None, int]]:
@@ -327,10 +327,18 @@ class Writes:
         return (await self.followed([Blind(m, key, subject, stored.sequence)], deadline))[0]
 
     async def followed(self, writes: Sequence[Blind], deadline: float) -> list[Commit]:
-        """The commits of a stretch of unconditional writes: reads what stood there before. One replica only."""
-        subjects = [subject for each in writes for subject in (each.subject, each.map.marker)]
+        """The commits of a stretch of unconditional writes: reads what stood there before. One replica only.
+
+        Mostly that is nothing, which the oldest message of the key tells: it is the write itself. (Older ones that are gone,
+        because their key has more than `history` messages or was swept, cannot be read in another way either.)
+        """
         with after_the_fact():
-            found = await self._reads.newest(self._target, subjects, deadline, up_to=writes[0].sequence - 1)
+            oldest = await self._reads.oldest(self._target, [each.subject for each in writes], deadline)
+            others = [each for each in writes if oldest.get(each.subject, each.sequence) < each.sequence]
+            found: dict[str, Record] = {}
+            if others:
+                subjects = [subject for each in others for subject in (each.subject, each.map.marker)]
+                found = await self._reads.newest_up_to(self._target, subjects, writes[0].sequence - 1, deadline)
         commits: list[Commit] = []
         for each in writes:
             record = found.get(each.subject)
