@@ -33,7 +33,8 @@ from corepool.errors import BackendUnavailable, OutcomeUnknown
 from corepool_nats import api
 from corepool_nats.api import ApiError
 from corepool_nats.connections import Connections
-from corepool_nats.link import Call, Denied, Link, LinkError, Message, NoResponders, NotSent, ReplyLost
+from corepool_nats.link import Denied, Link, LinkError, Message, NoResponders, NotSent, ReplyLost
+from corepool_nats.together import Asked, Question, Together
 from corepool_nats.url import Settings
 
 __all__ = ["Change", "Client", "Refused", "Stored", "Target", "expect"]
@@ -104,6 +105,7 @@ class Client:
         self.windows: dict[str, float] = {}
         """Duplicate windows of the streams in use, in seconds, as the server has them."""
         self._gate = asyncio.Semaphore(512)
+        self._shared: Together | None = None
         prefix = f"$JS.{settings.domain}.API" if settings.domain else "$JS.API"
         self.api_prefix = prefix
         self.went_back: list[Callable[[str], None]] = []
@@ -164,9 +166,9 @@ class Client:
 
     async def direct(
         self, requests: Sequence[tuple[str, bytes]], deadline: float, *, many: bool = False
-    ) -> list[Message] | None:
+    ) -> list[list[Message]] | None:
         """Read directly, from any replica: a message for each request, or one with a status; all in one round trip, in any
-        order. None: the stream does not allow it, or does not exist.
+        order, together with what others read in this turn of the loop. None: the stream does not allow it, or does not exist.
 
         requests: what follows ``DIRECT.GET.`` in the subject, and the body.
         many: each is answered by several messages, the last one with a status.
@@ -175,18 +177,15 @@ class Client:
             BackendUnavailable
         """
         prefix = f"{self.api_prefix}.DIRECT.GET."
+        questions = [Question(prefix + subject, body, many=many) for subject, body in requests]
         while True:
             link = await self.link(deadline)
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise BackendUnavailable("a read got no answer")
-            calls: list[Call] = []
-            timeout = min(remaining, self.patience)
             try:
                 async with self._gate:
-                    for subject, body in requests:
-                        calls.append(await link.begin(prefix + subject, body, timeout=timeout, many=many))
-                    return [message for call in calls for message in await call.replies()]
+                    return await self._together(link).ask(questions, min(remaining, self.patience)).answers()
             except Denied as error:
                 raise BackendUnavailable(_denied_text(error)) from None
             except NoResponders:
@@ -194,9 +193,11 @@ class Client:
             except (NotSent, ReplyLost):
                 self._check_open()
                 await self.pause(deadline)
-            finally:
-                for call in calls:
-                    call.drop()
+
+    def _together(self, link: Link) -> Together:
+        if self._shared is None or self._shared.link is not link:
+            self._shared = Together(link)
+        return self._shared
 
     @property
     def patience(self) -> float:
@@ -256,7 +257,8 @@ class Client:
 
         probe: also tell the newest sequence on this subject (wildcards allowed) right after the message, in the same round
             trip: a second publish that can never hold is answered with the sequence that stands in its way, and the server
-            takes the publishes of one connection in their order. Nothing more is stored.
+            takes the publishes of one connection in their order. Nothing more is stored. One serves all publishes of a turn
+            of the loop.
         on: send it on this connection or not at all, in the first step, and do not send again what was lost on its way;
             `BackendUnavailable` then. For publishes whose order matters.
 
@@ -274,12 +276,13 @@ class Client:
             identity = self.new_id()
             newest = self._newest.get(target.asset, 0)
             unknown = _Unknown(target, time.monotonic())
-            probing: Call | None = None
+            probing: Asked | None = None
             try:
                 timeout = min(remaining, self.patience)
-                call = await link.begin(subject, data, {**headers, "Nats-Msg-Id": identity}, timeout=timeout)
-                if probe is not None:
-                    probing = await link.begin(target.fence, _BODY, expect(_NEVER, probe), timeout=timeout)
+                if probe is not None:  # sent at the end of this turn: behind the message
+                    question = Question(target.fence, _BODY, tuple(expect(_NEVER, probe).items()))
+                    probing = self._together(link).ask([question], timeout)
+                call = link.begin(subject, data, {**headers, "Nats-Msg-Id": identity}, timeout=timeout)
                 (reply,) = await call.replies()
                 probed = await self._probed(probing)
             except NotSent as error:
@@ -309,9 +312,6 @@ class Client:
                     told = answer.error.description
                     await self._refusal(answer.error, target, deadline)
                 # "duplicate" of what was sent once: a fence of this very id came first, and the write was dropped
-            finally:
-                if probing is not None:
-                    probing.drop()
             if on is not None:
                 raise BackendUnavailable(f"not stored: {told}")
 
@@ -350,11 +350,11 @@ class Client:
         for tell in self.went_back:
             tell(asset)
 
-    async def _probed(self, probing: Call | None) -> int | None:
+    async def _probed(self, probing: Asked | None) -> int | None:
         if probing is None:
             return None
         try:
-            (reply,) = await probing.replies()
+            ((reply,),) = await probing.answers()
             answer = api.decode(reply.data, api.PubAck)
             return api.refused_at(answer.error) if answer.error is not None else None
         except (LinkError, LookupError):

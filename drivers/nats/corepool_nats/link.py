@@ -79,39 +79,63 @@ def _tls_context(settings: Settings) -> ssl.SSLContext:
 
 
 class Call:
-    """A request that was sent. Await `replies` once."""
+    """A request that was sent. Await `replies` once, unless ``told`` is called with it when it has ended."""
 
-    __slots__ = ("_future", "_link", "_many", "_parts", "_timeout", "_token", "due", "subject")
+    __slots__ = ("_ended", "_error", "_future", "_link", "_many", "_parts", "_timeout", "_token", "_told", "due", "subject")
 
     def __init__(
-        self, link: Link, token: str, subject: str, future: asyncio.Future[None], many: bool, timeout: float, now: float
+        self,
+        link: Link,
+        token: str,
+        subject: str,
+        loop: asyncio.AbstractEventLoop,
+        many: bool,
+        timeout: float,
+        told: Callable[[Call], None] | None,
     ) -> None:
         self._link = link
         self._token = token
-        self._future = future
         self._many = many
+        self._told = told
+        self._future: asyncio.Future[None] | None = loop.create_future() if told is None else None
         self._parts: list[Message] = []
+        self._error: LinkError | None = None
+        self._ended = False
         self._timeout = timeout
-        self.due = now + timeout
+        self.due = loop.time() + timeout
         self.subject = subject
 
     def take(self, message: Message) -> None:
         self._parts.append(message)
-        if (not self._many or message.status) and not self._future.done():
-            self._future.set_result(None)
+        if not self._many or message.status:
+            self._end()
 
     def fail(self, error: LinkError) -> None:
-        if not self._future.done():
-            self._future.set_exception(error)
-            self._future.exception()  # nobody may be waiting any more: that is no error
+        if not self._ended:
+            self._error = error
+            self._end()
+
+    def _end(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._link.forget(self._token)
+        if self._told is not None:
+            self._told(self)
+        elif self._future is not None and not self._future.done():
+            self._future.set_result(None)
 
     def expire(self) -> None:
         """Give up."""
         self.fail(ReplyLost(f"no reply within {self._timeout:.1f} s"))
 
-    def drop(self) -> None:
-        """Nobody will ask for the answer."""
-        self._link.forget(self._token)
+    def outcome(self) -> list[Message] | LinkError:
+        """The answer, once it has ended: what `replies` returns or raises."""
+        if self._error is not None:
+            return self._error
+        if self._parts[-1].status == "503":
+            return NoResponders(f"nobody listens on {self.subject!r}")
+        return self._parts
 
     async def replies(self) -> list[Message]:
         """The answer.
@@ -119,13 +143,15 @@ class Call:
         Raises:
             ReplyLost, NoResponders, Denied
         """
+        assert self._future is not None
         try:
             await self._future
         finally:
-            self.drop()
-        if self._parts[-1].status == "503":
-            raise NoResponders(f"nobody listens on {self.subject!r}")
-        return self._parts
+            self._link.forget(self._token)  # given up, its answer is nobody's
+        outcome = self.outcome()
+        if isinstance(outcome, LinkError):
+            raise outcome
+        return outcome
 
 
 class Link:
@@ -222,7 +248,7 @@ class Link:
         self.reason = reason
         self.ended.set()
         self._nc.discard()
-        for call in self._calls.values():
+        for call in list(self._calls.values()):
             call.fail(ReplyLost(f"the connection ended: {reason}"))
         self._calls.clear()
         if self._sweeper is not None:
@@ -316,10 +342,17 @@ class Link:
         self._nc.stats["out_msgs"] += 1
         self._nc.write(whole)
 
-    async def begin(
-        self, subject: str, data: bytes, headers: Mapping[str, str] | None = None, *, timeout: float, many: bool = False
+    def begin(
+        self,
+        subject: str,
+        data: bytes,
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout: float,
+        many: bool = False,
+        told: Callable[[Call], None] | None = None,
     ) -> Call:
-        """Send a request; the answer is awaited on the `Call`. Does not suspend, so two of them keep their order.
+        """Send a request; the answer is awaited on the `Call`, or told.
 
         many: the answer is several messages, the last one with a status.
 
@@ -329,9 +362,8 @@ class Link:
         self._count += 1
         token = format(self._count, "x")
         loop = asyncio.get_running_loop()
-        call = Call(self, token, subject, loop.create_future(), many, timeout, loop.time())
         self.post(subject, data, headers, f"{self._inbox}.{token}")
-        self._calls[token] = call
+        call = self._calls[token] = Call(self, token, subject, loop, many, timeout, told)
         if self._sweeper is None:
             self._sweeper = loop.call_later(_SWEEP, self._sweep)
         return call
@@ -353,7 +385,7 @@ class Link:
         Raises:
             NotSent, ReplyLost, NoResponders, Denied
         """
-        return (await (await self.begin(subject, data, headers, timeout=timeout)).replies())[0]
+        return (await self.begin(subject, data, headers, timeout=timeout).replies())[0]
 
     def forget(self, token: str) -> None:
         """Drop a call; its reply, should it come, is nobody's."""

@@ -135,7 +135,7 @@ class Reads:
             if asset.replicas == 1:
                 messages = await self._client.direct([(f"{target.asset}.{each}", b"") for each in part], deadline)
                 if messages is not None:
-                    for subject, message in zip(part, messages, strict=True):
+                    for subject, (message,) in zip(part, messages, strict=True):
                         if _is_there(message):
                             found[subject] = from_direct(message)
                     continue
@@ -155,7 +155,7 @@ class Reads:
             raise BackendUnavailable(f"{target.asset} does not allow direct reads; set allow_direct on it")
         return {
             subject: from_direct(message).sequence
-            for subject, message in zip(subjects, messages, strict=True)
+            for subject, (message,) in zip(subjects, messages, strict=True)
             if _is_there(message)
         }
 
@@ -220,7 +220,7 @@ class Reads:
             body = msgspec.json.encode({"seq": after + 1, "next_by_subj": subject, "batch": min(limit, 256)})
             messages = await self._client.direct([(target.asset, body)], deadline, many=True)
             if messages is not None:
-                *parts, end = messages
+                ((*parts, end),) = messages
                 if end.status not in ("204", "404"):
                     raise _refused(end)
                 return [from_direct(part) for part in parts]
