@@ -155,11 +155,7 @@ class _Run:
         tasks: list[asyncio.Task[Any]] = [*(task for _, task in self._looking), *self._registries.values()]
         if self._warming is not None:
             tasks.append(self._warming)
-        for task in tasks:
-            if not task.done():
-                task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await _end(tasks)
         for task in tasks:
             if not task.cancelled():
                 task.exception()  # whoever needed it has asked
@@ -244,6 +240,10 @@ class _Run:
             places[subjects.key(op.key)] = subjects
             ops.append(op)
         known = await self._space.writes.known_at(places, self._deadline)
+        if len(ops) == 1:
+            ((subject, subjects),) = places.items()
+            self._took(await self._space.writes.remove(subjects, ops[0].key, *known[subject], self._deadline))
+            return
         tasks = [
             asyncio.create_task(
                 self._space.writes.remove(subjects, op.key, *known[subject], self._deadline),
@@ -254,9 +254,7 @@ class _Run:
         try:
             await asyncio.wait(tasks)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+            await _end(tasks)
         failed: BaseException | None = None
         for task in tasks:
             error = task.exception()
@@ -285,9 +283,7 @@ class _Run:
                     tasks.append(asyncio.create_task(writes.write(m, op.key, value, op.when, self._deadline, on=link)))
             await asyncio.wait(tasks)
         finally:
-            for each in tasks:
-                each.cancel()
-            await asyncio.wait(tasks)
+            await _end(tasks)
         self._collect(at, ops, tasks)
 
     def _collect(
@@ -340,3 +336,12 @@ class _Run:
             return Appended(None, Refusal.MISSING)
         self.applied = self.applied or done.id is not None
         return done
+
+
+async def _end(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel what is not done yet, and wait until it is."""
+    running = [task for task in tasks if not task.done()]
+    for task in running:
+        task.cancel()
+    if running:
+        await asyncio.wait(running)

@@ -81,7 +81,19 @@ def _tls_context(settings: Settings) -> ssl.SSLContext:
 class Call:
     """A request that was sent. Await `replies` once, unless ``told`` is called with it when it has ended."""
 
-    __slots__ = ("_ended", "_error", "_future", "_link", "_many", "_parts", "_timeout", "_token", "_told", "due", "subject")
+    __slots__ = (
+        "_ended",
+        "_error",
+        "_future",
+        "_link",
+        "_many",
+        "_parts",
+        "_timeout",
+        "_token",
+        "_told",
+        "due",
+        "subject",
+    )
 
     def __init__(
         self,

@@ -25,6 +25,7 @@ from corepool.errors import WireError
 __all__ = ["MapSubjects", "Space", "StreamSubjects", "decode", "encode"]
 
 _KEEP = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_/-")
+_PLAIN = re.compile(r"[A-Za-z0-9_/-]+", re.ASCII)
 _TOKEN = re.compile(rb"(?:[A-Za-z0-9_/-]|=[0-9A-F]{2})+")
 _LONGEST_ASSET = 160  # a server keeps assets as directories, whose names may take 255 bytes
 
@@ -34,6 +35,8 @@ def encode(text: str) -> str:
     """One subject token for any text: letters, digits, ``_``, ``/`` and ``-`` as they are, other UTF-8 bytes as ``=HH``."""
     if not text:
         return "="
+    if _PLAIN.fullmatch(text):  # job ids and most keys: each is new, so the memory does not help
+        return text
     return "".join(chr(byte) if byte in _KEEP else f"={byte:02X}" for byte in text.encode())
 
 
@@ -111,8 +114,13 @@ class StreamSubjects:
 
     def consumer(self, sink: str, life: str) -> str:
         """The durable consumer of a sink, in one life of the stream: a later life has another one."""
-        digest = hashlib.sha256("\n".join((self.base, encode(sink), life)).encode()).hexdigest()
-        return f"cp-k-{digest[:40]}"
+        return _consumer(self.base, encode(sink), life)
+
+
+@functools.lru_cache(maxsize=1024)
+def _consumer(base: str, sink: str, life: str) -> str:
+    digest = hashlib.sha256("\n".join((base, sink, life)).encode()).hexdigest()
+    return f"cp-k-{digest[:40]}"
 
 
 @attrs.frozen(slots=True)
@@ -150,7 +158,17 @@ class Space:
         return f"cp.{self.token}.s.>"
 
     def map(self, name: str) -> MapSubjects:
-        return MapSubjects(f"cp.{self.token}.m.{encode(name)}")
+        return _map(self.token, name)
 
     def stream(self, name: str) -> StreamSubjects:
-        return StreamSubjects(f"cp.{self.token}.s.{encode(name)}")
+        return _stream(self.token, name)
+
+
+@functools.lru_cache(maxsize=1024)
+def _map(space: str, name: str) -> MapSubjects:
+    return MapSubjects(f"cp.{space}.m.{encode(name)}")
+
+
+@functools.lru_cache(maxsize=1024)
+def _stream(space: str, name: str) -> StreamSubjects:
+    return StreamSubjects(f"cp.{space}.s.{encode(name)}")
