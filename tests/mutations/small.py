@@ -55,7 +55,12 @@ async def asleep_while_claiming(cluster: Cluster) -> None:
     pool = await _pool(cluster, 3)
     [key] = keys_of(pool[0], 1)
     claim = both(from_(pool[0].name), writes_job(JobState.STARTING, key))
-    hook = tap.after(claim, lambda request: cluster.hit_pause(request.machine))
+
+    async def fall_asleep(request: Request) -> None:
+        cluster.hit_pause(request.machine)
+        await asyncio.sleep(0)  # a machine is paused between two steps of a task, not within one
+
+    hook = tap.after(claim, fall_asleep)
     call = asyncio.create_task(pool[1].dispatch_job(key, timeout=6 * TTL))
     await cluster.eventually(lambda: [node for node in cluster.running(key) if node is not pool[0]], within=FOUND + TTL)
     assert hook.hits == 1

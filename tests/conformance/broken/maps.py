@@ -25,7 +25,7 @@ class LooseMap(Map):
             return Commit(False, held.revision if held else 0, held)
         await asyncio.sleep(0)
         written: Commit = await self.inner.set(key, value)
-        return attrs.evolve(written, previous=held)
+        return msgspec.structs.replace(written, previous=held)
 
 
 @caught_by("maps::test_no_update_is_lost", "M2")
@@ -69,7 +69,7 @@ class HalfClearMap(Map):
         async for entry in self.inner.scan():
             last = await self.inner.delete(entry.key)
         cleared: Commit = last or await self.inner.clear(when)
-        return attrs.evolve(cleared, previous=None)
+        return msgspec.structs.replace(cleared, previous=None)
 
 
 @caught_by("maps::test_nobody_reads_half_a_clear", "M2")
@@ -350,7 +350,7 @@ class PiecemealNamespace(Namespace):
                 return (
                     await self.inner.commit(ops[: index + 1])
                     if index == 0
-                    else attrs.evolve(result, results=(*[None] * index, *result.results), stopped=index)
+                    else msgspec.structs.replace(result, results=(*[None] * index, *result.results), stopped=index)
                 )
         return result
 

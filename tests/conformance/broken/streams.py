@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-import attrs
+import msgspec
 
 from corepool.driver import NewEvent, StreamConfig, StreamKind
 from tests.conformance.broken.base import Broken, Sink, Stream, caught_by
@@ -30,7 +30,7 @@ class RevivedStream(Broken):
 
 class TrimmingStream(Stream):
     async def create(self, config: StreamConfig = StreamConfig()) -> bool:  # noqa: B008  the contract's own signature
-        made: bool = await self.inner.create(attrs.evolve(config, kind=StreamKind.LOG))
+        made: bool = await self.inner.create(msgspec.structs.replace(config, kind=StreamKind.LOG))
         return made
 
 
