@@ -102,7 +102,7 @@ class Chaos:
             "worker_shutdown_ttl": 6 * ttl,
             "start_backoff": 0.2,
             "max_start_backoff": 2.0,
-            "max_start_attempts": (5, 2)[cluster.choose(2, "attempts")],
+            "max_start_attempts": (5, 2, 1)[cluster.choose(3, "attempts")],
             "neighbours": (3, 1)[cluster.choose(2, "neighbours")],
             "max_queued_jobs": (1000, 1)[cluster.choose(2, "queue")],
             "max_moves_in_flight": (32, 1)[cluster.choose(2, "moves")],
@@ -271,7 +271,7 @@ class Chaos:
     async def found(self) -> None:
         """The first machines."""
         for number in range(1 + self.choose(4, "nodes")):
-            await self.boot(workers=bool(number) or self.choose(6, "the first is idle") < 5)
+            await self.boot(workers=bool(number) or self.choose(2, "the first is idle") == 0)
         if self.choose(2, "client node"):
             await self.boot(client_only=True)
 

@@ -79,8 +79,11 @@ class Pool:
             await self.worker(node)
         return node
 
-    async def worker(self, node: Node) -> tuple[Worker, Recorder]:
+    async def worker(
+        self, node: Node, on_start: Callable[[Job], Awaitable[None]] | None = None
+    ) -> tuple[Worker, Recorder]:
         handler = Recorder(f"handler {len(self.handlers)}")
+        handler.on_start = on_start  # before it joins: jobs may come at once
         self.handlers.append(handler)
         worker = await node.add_worker(handler)
         await eventually(lambda: all(self._has_heard(other, worker) for other in self.nodes))

@@ -250,8 +250,7 @@ async def test_a_failed_job_waits_for_retry_or_stop(pool: Pool) -> None:
         raise ValueError("not here")
 
     second = await pool.node(max_start_attempts=2)
-    _, handler = await pool.worker(second)
-    handler.on_start = fail
+    _, handler = await pool.worker(second, fail)
     await first.remove_worker(first.workers[0])
     async with asyncio.timeout(10):
         while (told := await second.explain("k")) is None or told.state is not corepool.JobState.FAILED:

@@ -7,10 +7,27 @@ from collections.abc import Sequence
 
 import pytest
 
-from corepool.driver import ABSENT, REVISION, Append, Change, GetKey, NewEvent, SetKey, Snapshot
+from corepool.driver import (
+    ABSENT,
+    REVISION,
+    Ack,
+    Append,
+    Appended,
+    Change,
+    Commit,
+    CommitResult,
+    DeleteKey,
+    Entry,
+    GetKey,
+    NewEvent,
+    Op,
+    SetKey,
+    Snapshot,
+    StreamConfig,
+)
 from corepool.errors import OutcomeUnknown, WireError
 from corepool_redis.backend import RedisNamespace
-from corepool_redis.keys import MapKeys, scope_of
+from corepool_redis.keys import MapKeys, StreamKeys, scope_of
 from tests.redis.conftest import Connect
 from tests.redis.fake import serving
 from tests.servers.valkey import Server, command
@@ -212,3 +229,115 @@ async def test_the_log_ends_with_its_watchers_and_begins_with_the_next(
     changes = [await anext(watch), await anext(watch)]
     assert [change.value for change in changes if isinstance(change, Change)] == [b"4", b"4"]
     await watch.aclose()
+
+
+async def together(space: RedisNamespace, *commits: Sequence[Op]) -> list[CommitResult | BaseException]:
+    """Commit these in one run of the script: with something under way, they leave at the end of the turn as one group."""
+    await space.commit([SetKey("warm", "a", b""), SetKey("warm", "b", b"")])  # the server knows the script
+    first = asyncio.ensure_future(space.commit([GetKey("warm", "a")]))
+    await asyncio.sleep(0)
+    done = await asyncio.gather(*(space.commit(ops) for ops in commits), return_exceptions=True)
+    await first
+    return done
+
+
+async def test_what_a_stopped_section_had_begun_is_taken_back(server: Server, space: RedisNamespace) -> None:
+    """A map that it had begun, a stream's length, a deletion, an acknowledgement: the next section finds them as before."""
+    stream = space.stream("s")
+    await stream.create(StreamConfig(max_length=2))
+    await stream.append(NewEvent("held", b""))
+    await space.map("full").set("k", b"1")
+    sink = await stream.sink("sink")
+    [delivery] = await sink.receive()
+    stopping = [
+        SetKey("fresh", "k", b"lost"),
+        DeleteKey("full", "k"),
+        Ack(delivery.receipt),
+        Append("s", NewEvent("lost", b"")),
+        SetKey("full", "other", b"", REVISION(1)),
+    ]
+    following = [
+        GetKey("fresh", "k"),
+        SetKey("fresh", "l", b"first"),
+        GetKey("full", "k"),
+        Append("s", NewEvent("kept", b"")),
+        Ack(delivery.receipt),
+    ]
+    stopped, after, again = await together(space, stopping, following, [Ack(delivery.receipt)])
+    assert isinstance(stopped, CommitResult)
+    assert stopped.stopped == 4
+    assert isinstance(after, CommitResult)
+    nothing, made, held, appended, acked = after.results
+    assert after.stopped is None
+    assert nothing is None
+    assert isinstance(made, Commit)
+    assert made.applied
+    assert isinstance(held, Entry)
+    assert held.value == b"1"
+    assert isinstance(appended, Appended)
+    assert appended.id is not None, "the stream had room for one"
+    assert acked is True
+    assert isinstance(again, CommitResult)
+    assert again.results == (False,), "acknowledged in the same run"
+    assert {entry.key async for entry in space.map("fresh").scan()} == {"l"}
+    assert [event.name for event in await stream.range()] == ["kept"]
+    head = text(server, "HGET", MapKeys.of(scope_of(space.name), "fresh").data, "")
+    assert int(head.partition("-")[0]) == made.revision
+    await sink.aclose()
+
+
+async def test_a_stream_in_whose_place_something_else_stands_fails_its_section_alone(
+    server: Server, space: RedisNamespace
+) -> None:
+    keys = StreamKeys.of(scope_of(space.name), "theirs")
+    await space.stream("theirs").create()
+    command(server.port, "DEL", keys.events)
+    command(server.port, "SET", keys.events, "foreign")
+    bad, good = await together(
+        space,
+        [SetKey("m", "bad", b""), Append("theirs", NewEvent("e", b""))],
+        [SetKey("m", "good", b""), SetKey("m", "bad", b"now", ABSENT)],
+    )
+    assert isinstance(bad, WireError)
+    assert isinstance(good, CommitResult)
+    assert good.stopped is None
+    assert {entry.key: entry.value async for entry in space.map("m").scan()} == {"good": b"", "bad": b"now"}
+
+
+async def test_sections_in_one_run_see_each_other(space: RedisNamespace) -> None:
+    await space.map("m").set("k", b"0")
+    one, two, three = await together(
+        space,
+        [DeleteKey("m", "k"), SetKey("n", "k", b"1")],
+        [GetKey("m", "k"), SetKey("m", "k", b"2", ABSENT)],
+        [SetKey("m", "k", b"3", ABSENT, optional=True), GetKey("n", "k")],
+    )
+    assert isinstance(one, CommitResult)
+    assert isinstance(two, CommitResult)
+    assert isinstance(three, CommitResult)
+    assert two.stopped is None
+    assert two.results[0] is None
+    refused, other = three.results
+    assert isinstance(refused, Commit)
+    assert not refused.applied
+    assert refused.previous is not None
+    assert refused.previous.value == b"2"
+    assert isinstance(other, Entry)
+    assert other.value == b"1"
+    entry = await space.map("m").get("k")
+    assert entry is not None
+    assert entry.revision == refused.previous.revision
+
+
+async def test_a_lone_set_and_one_in_a_group_answer_alike(space: RedisNamespace) -> None:
+    m = space.map("m")
+    assert await m.set("k", b"1", REVISION(7)) == Commit(False, 0, None)
+    born = await m.set("k", b"1", ABSENT)
+    assert born.applied
+    refused = await m.set("k", b"2", ABSENT)
+    assert refused == Commit(False, born.revision, Entry("k", b"1", born.revision))
+    grown = await m.set("k", b"2", REVISION(born.revision))
+    assert grown == Commit(True, born.revision + 1, Entry("k", b"1", born.revision))
+    [other] = await together(space, [SetKey("m", "k", b"3", REVISION(grown.revision))])
+    assert isinstance(other, CommitResult)
+    assert other.results == (Commit(True, grown.revision + 1, Entry("k", b"2", grown.revision)),)
