@@ -251,6 +251,7 @@ async def test_what_a_stopped_section_had_begun_is_taken_back(server: Server, sp
     [delivery] = await sink.receive()
     stopping = [
         SetKey("fresh", "k", b"lost"),
+        SetKey("gone", "k", b"lost"),
         DeleteKey("full", "k"),
         Ack(delivery.receipt),
         Append("s", NewEvent("lost", b"")),
@@ -259,15 +260,18 @@ async def test_what_a_stopped_section_had_begun_is_taken_back(server: Server, sp
     following = [
         GetKey("fresh", "k"),
         SetKey("fresh", "l", b"first"),
+        SetKey("gone", "k", b"", REVISION(1), optional=True),
         GetKey("full", "k"),
         Append("s", NewEvent("kept", b"")),
         Ack(delivery.receipt),
     ]
-    stopped, after, again = await together(space, stopping, following, [Ack(delivery.receipt)])
+    once_more = [SetKey("full", "l", b""), Ack(delivery.receipt)]
+    stopped, after, again = await together(space, stopping, following, once_more)
     assert isinstance(stopped, CommitResult)
-    assert stopped.stopped == 4
+    assert stopped.stopped == 5
     assert isinstance(after, CommitResult)
-    nothing, made, held, appended, acked = after.results
+    nothing, made, gone, held, appended, acked = after.results
+    assert gone == Commit(False, 0, None), "there is no such map, and no revision of it to wait for"
     assert after.stopped is None
     assert nothing is None
     assert isinstance(made, Commit)
@@ -278,7 +282,7 @@ async def test_what_a_stopped_section_had_begun_is_taken_back(server: Server, sp
     assert appended.id is not None, "the stream had room for one"
     assert acked is True
     assert isinstance(again, CommitResult)
-    assert again.results == (False,), "acknowledged in the same run"
+    assert again.results[1] is False, "acknowledged in the same run"
     assert {entry.key async for entry in space.map("fresh").scan()} == {"l"}
     assert [event.name for event in await stream.range()] == ["kept"]
     head = text(server, "HGET", MapKeys.of(scope_of(space.name), "fresh").data, "")
@@ -341,3 +345,33 @@ async def test_a_lone_set_and_one_in_a_group_answer_alike(space: RedisNamespace)
     [other] = await together(space, [SetKey("m", "k", b"3", REVISION(grown.revision))])
     assert isinstance(other, CommitResult)
     assert other.results == (Commit(True, grown.revision + 1, Entry("k", b"2", grown.revision)),)
+
+
+async def test_a_stopped_section_acknowledges_nothing(space: RedisNamespace) -> None:
+    stream = space.stream("s")
+    await stream.create()
+    await stream.append(NewEvent("e", b""))
+    sink = await stream.sink("sink")
+    [delivery] = await sink.receive()
+    stopped, kept = await together(
+        space, [Ack(delivery.receipt), SetKey("m", "k", b"", REVISION(1))], [SetKey("m", "l", b"")]
+    )
+    assert isinstance(stopped, CommitResult)
+    assert stopped.stopped == 1
+    assert not isinstance(kept, BaseException)
+    assert await sink.ack([delivery.receipt]) == [True]
+    await sink.aclose()
+
+
+async def test_the_head_of_a_map_is_that_of_the_last_section_that_took_place(
+    server: Server, space: RedisNamespace
+) -> None:
+    good, stopped = await together(
+        space, [SetKey("m", "k", b"1")], [SetKey("m", "l", b"2"), SetKey("m", "k", b"3", REVISION(1))]
+    )
+    assert isinstance(good, CommitResult)
+    assert isinstance(stopped, CommitResult)
+    [made] = good.results
+    assert isinstance(made, Commit)
+    head = text(server, "HGET", MapKeys.of(scope_of(space.name), "m").data, "")
+    assert int(head.partition("-")[0]) == made.revision
