@@ -12,7 +12,7 @@ from corepool.pool.wire import Attention, JobState, encode
 from corepool.testing import Cluster
 
 from .conftest import Simulated
-from .looking import POOL, QUICK, Store, gathered, keeper, keys_of, nodes
+from .looking import POOL, QUICK, TTL, Store, gathered, keeper, keys_of, nodes
 from .wiretap import Wiretap, both, from_, removes_job, writes_job
 
 
@@ -152,3 +152,26 @@ def test_the_caller_of_dispatch_is_cancelled_while_there_is_no_worker(simulated:
         assert [key for key in cluster.recorder.tenures if cluster.history(key)] == ["another"]
 
     simulated(scenario, reaches=["the queue was full"])
+
+
+def test_a_doorbell_s_payload_is_of_its_own_job(simulated: Simulated) -> None:
+    """While a claim is on its way, the job is taken back, and another one stands under its key when the claim is refused."""
+
+    async def scenario(cluster: Cluster) -> None:
+        tap = Wiretap(cluster)
+        pool = await nodes(cluster, 2)
+        [key] = keys_of(pool[0], 1)
+        claim = tap.hold(both(from_(pool[0].name), writes_job(JobState.STARTING, key)), times=1)
+        first = asyncio.create_task(pool[1].dispatch_job(key, b"the first", timeout=0.2 * TTL))
+        await claim.reached()
+        [error] = await gathered(first)
+        assert error is not None
+        second = asyncio.create_task(pool[1].dispatch_job(key, b"the second"))
+        await cluster.eventually(lambda: Store(cluster).job(key) is not None, within=TTL)
+        claim.open()
+        await second
+        assert keeper(pool[0]).running == {key: b"the second"}
+        cluster.sometimes("a claim found another job under its key")
+        await Store(cluster).tidy()
+
+    simulated(scenario, reaches=["a claim found another job under its key"])
