@@ -35,8 +35,6 @@ __all__ = ["Session"]
 
 NODE_SINK = "owner"
 _BATCH = 256
-_ACK_WITHIN = 0.02
-"""Seconds that the acknowledgement of an answer may wait for others."""
 
 
 class Session:
@@ -131,7 +129,7 @@ class Session:
         self.lease.begin(await store.map(store.node_keep_alive).set(context.node_id, renewal.value, renewal.when))
         grace = context.options.ack_grace_period
         self._sink = await inbox.sink(NODE_SINK, ack_wait=grace)
-        self._acks = LateAcks(self._sink, context.supervisor, min(_ACK_WITHIN, grace / 8))
+        self._acks = LateAcks(self._sink, context.supervisor, grace / 8)
         if not await context.membership.change_node(context.node_id, MemberState.ACTIVE):
             self.lease.dead = True
             await self._close_inbox()

@@ -179,8 +179,9 @@ class Chaos:
                     await self._stop(node, key)
                 case 6:
                     await self._notify(node, key)
-                case _:
-                    await self._quietly(partial(node.retry_job, key), "retry")
+                case _:  # as somebody does who has seen that jobs failed
+                    for number in range(_KEYS):
+                        await self._quietly(partial(node.retry_job, f"k{number}"), "retry")
 
     def _number(self) -> bytes:
         """A payload of its own."""
