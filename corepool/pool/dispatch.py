@@ -182,9 +182,7 @@ class JobCalls:
             return False  # look again later; the deadline bounds it
         if stored is None or stored.record.job_id != record.job_id:
             raise JobGoneError(f"{key!r} is gone although nobody answered; no job is left, but it may have run")
-        if stored.record.state is JobState.FAILED:
-            raise JobGoneError(f"{key!r} was started and has FAILED since: {stored.record.reason}")
-        return stored.record.started
+        return stored.record.started  # also if it has FAILED since: it is there, and somebody may retry it
 
     async def _give_up(self, key: str, record: JobRecord, call: Call, stopping: Call, deadline: Deadline) -> None:
         context = self._context

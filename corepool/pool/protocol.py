@@ -201,13 +201,14 @@ class JobProtocol:
     async def restore(self, key: str, record: JobRecord, payload: bytes) -> Outcome:
         """R13: write a running job again that the store has forgotten, unless somebody took its key meanwhile."""
         store = self._store
-        return await self._transition(
-            key,
-            record.job_id,
-            [self._attend(key, record), SetKey(store.owned(record.worker), key, record.job_id.encode())],
-            SetKey(store.jobs, key, encode(record), ABSENT),
-            [SetKey(store.payloads, record.job_id, payload), self._unattend(record)],
-        )
+        keep = SetKey(store.payloads, record.job_id, payload)
+        before = [self._attend(key, record), SetKey(store.owned(record.worker), key, record.job_id.encode())]
+        if not store.atomic:
+            # Only this owner has the payload, and may be cut off after the record. Before it, the collector may take it
+            # away again (R4). So it is written on both sides.
+            before.append(keep)
+        write = SetKey(store.jobs, key, encode(record), ABSENT)
+        return await self._transition(key, record.job_id, before, write, [keep, self._unattend(record)])
 
     async def ring(self, key: str, stored: Stored) -> bool:
         """Ring the target's or owner's doorbell again. False: nobody is there to hear it."""

@@ -224,7 +224,7 @@ RULES = [
         breaks="a write of unknown outcome is taken for lost while it is still on its way",
         changes=(Change(MemoryNamespace, "settle", nothing),),
         caught=r"3: dispatch of .* raised JobGoneError .* but it started|4: .* started",
-        known=Where("atomic", 4),
+        known=Where("atomic", 140),
     ),
     Mutant(
         rule="R3",

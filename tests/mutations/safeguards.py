@@ -240,7 +240,7 @@ SAFEGUARDS = [
         breaks="a node comes back under an id that others are burying",
         changes=(changed(NodeContext, "new_id", _one_id),),
         caught=r"11: not active in nodes|11 \(R11\): the record of .* went before its inbox|6 \(R7\): .* gives a sign of",
-        known=Where("steps", 265),
+        known=Where("atomic", 229),
     ),
     Mutant(
         rule="a node listens to the inbox that it announces",
