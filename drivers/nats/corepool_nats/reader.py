@@ -100,7 +100,7 @@ class NatsReading:
             async with asyncio.timeout(0.02 + 0.1 * self._client.random.random()):
                 await self._closed.wait()
         except TimeoutError:
-            pass
+            pass  # the moment is over: the usual case
 
     def _taken(self) -> Event | None:
         """The next event that has arrived, in order. No await: a cancelled caller cannot lose it."""

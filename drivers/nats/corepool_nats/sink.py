@@ -217,7 +217,7 @@ class NatsSink:
             async with asyncio.timeout(0.02 + 0.1 * self._client.random.random()):
                 await self._closed.wait()
         except TimeoutError:
-            pass
+            pass  # the moment is over: the usual case
 
     async def _drop(self) -> None:
         pull, self._pull = self._pull, None

@@ -15,6 +15,7 @@ recorded.
 
 from __future__ import annotations
 
+import abc
 import random
 from collections.abc import Mapping
 from typing import TypeAlias
@@ -118,7 +119,7 @@ class Risk:
         return True
 
 
-class Chooser:
+class Chooser(abc.ABC):
     """Makes decisions and records those that are not the default."""
 
     def __init__(self) -> None:
@@ -169,8 +170,8 @@ class Chooser:
         """The run is over: what its teardown would still decide must not be part of the record."""
         self._sealed = True
 
-    def _make_site(self, label: str) -> Site:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _make_site(self, label: str) -> Site: ...
 
 
 class SeededChooser(Chooser):

@@ -451,8 +451,8 @@ def _close(task: SimTask[Any]) -> None:
         for _ in range(100):  # each ``await`` in a ``finally`` block needs a close of its own
             try:
                 coro.close()
-            except (Exception, GeneratorExit, asyncio.CancelledError):  # noqa: BLE001
-                continue  # the code of a machine without power: whatever it raises is void
+            except (Exception, GeneratorExit, asyncio.CancelledError):  # noqa: BLE001  it has no power: what it raises is void
+                continue
             return
     finally:
         asyncio._leave_task(loop, task)
