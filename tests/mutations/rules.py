@@ -210,7 +210,7 @@ RULES = [
         breaks="never confirmed is taken for never started: the caller is told that nothing ever ran",
         changes=(Change(transitions, "never_claimed", _not_started),),
         caught=r"3: .* DispatchTimeoutError .* but it started",
-        known=Where("steps", 5),
+        known=Where("steps", 98),
     ),
     Mutant(
         rule="R1.withdrawn",

@@ -247,7 +247,7 @@ SAFEGUARDS = [
         breaks="one that came back in its second attempt hears no answer any more",
         changes=(changed(Session, "_announce", _deaf_after_a_failure),),
         caught=r"11: \d+ events wait in node:|11: .* members",
-        known=Where("steps", 16),
+        known=Where("atomic", 57),
     ),
     Mutant(
         rule="a node watches what it left behind itself",
