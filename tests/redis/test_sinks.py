@@ -29,9 +29,9 @@ def consumers(server: Server, space: RedisNamespace, stream: str = "s", group: s
     return {row[b"name"].decode(): row[b"pending"] for row in facts}
 
 
-def asks(server: Server, space: RedisNamespace, backend: RedisBackend) -> bool:
-    """Whether the backend waits at the server for events of a sink of the namespace."""
-    return backend.client in consumers(server, space) and blocked(server, "xreadgroup", backend.client) > 0
+def asks(server: Server, backend: RedisBackend) -> bool:
+    """Whether the backend waits at the server for events of its sinks. (Redis 7.0 lists no consumer before its first event.)"""
+    return blocked(server, "xreadgroup", backend.client) > 0
 
 
 async def drain(sink: RedisSink, count: int, within: float = 10.0) -> list[bytes]:
@@ -51,7 +51,7 @@ async def test_a_member_that_does_not_receive_is_given_nothing(server: Server, c
     lazy = await space.stream("s").sink("g")
     keen = await busy.namespace(space.name).stream("s").sink("g")
     receiving = asyncio.ensure_future(lazy.receive())
-    await until(lambda: asks(server, space, idle))
+    await until(lambda: asks(server, idle))
     receiving.cancel()
     for n in range(50):
         await space.stream("s").append(NewEvent("e", b"%d" % n))
@@ -71,7 +71,7 @@ async def test_what_a_broken_connection_swallowed_is_found_in_the_own_pending_li
     sink = await stream.sink("g", ack_wait=60.0)
     # what XREADGROUP gives to a socket that ends before the reply comes
     receiving = asyncio.ensure_future(sink.receive())
-    await until(lambda: asks(server, space, backend))
+    await until(lambda: asks(server, backend))
     events = StreamKeys.of(scope_of(space.name), "s").events
     reader = sinks_of(backend)._reader
     await stream.append(NewEvent("e", b"first"))
@@ -236,7 +236,7 @@ async def test_a_nack_wakes_another_backend_at_once(server: Server, connect: Con
     (delivery,) = await first.receive()
     second = await two.namespace(space.name).stream("s").sink("g", ack_wait=30.0)
     waiting = asyncio.ensure_future(second.receive())
-    await until(lambda: asks(server, space, two))
+    await until(lambda: asks(server, two))
     started = time.monotonic()
     assert await first.nack(delivery.receipt)
     assert (await asyncio.wait_for(waiting, 10))[0].event.payload == b"x"
@@ -269,7 +269,7 @@ async def test_the_next_life_of_a_stream_is_taken_from_its_beginning(server: Ser
     sink, beside = await stream.sink("g"), await other.sink("g")
     waiting = asyncio.ensure_future(sink.receive())
     waiting_beside = asyncio.ensure_future(beside.receive())
-    await until(lambda: asks(server, space, backend))
+    await until(lambda: asks(server, backend))
     await stream.destroy()
     await other.append(NewEvent("e", b"beside"))
     assert (await asyncio.wait_for(waiting_beside, 5))[0].event.payload == b"beside", "one gone stream fails no other"
@@ -305,7 +305,7 @@ async def test_closing_frees_what_was_fetched_and_leaves_no_member(own_server: S
             await asyncio.sleep(0.005)
     second = await two.namespace(space.name).stream("s").sink("g", ack_wait=60.0)
     receiving = asyncio.ensure_future(second.receive())
-    await until(lambda: asks(own_server, space, two))
+    await until(lambda: asks(own_server, two))
     assert not receiving.done()
     await first.aclose()
     (delivery,) = await asyncio.wait_for(receiving, 10)  # not only after its ack_wait of 60 s
