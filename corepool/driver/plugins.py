@@ -157,8 +157,8 @@ async def open_backend(url: str, *, strict: bool = False, **options: Any) -> Bac
     if strict:
         try:
             _refuse(backend.url, await backend.preflight())
-        except BaseException:
-            await backend.aclose()  # whatever ends the preflight, cancellation included, must not leak the connection
+        except BaseException:  # whatever ends the preflight, cancellation included, must not leak the connection
+            await backend.aclose()
             raise
     return backend
 

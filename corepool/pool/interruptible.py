@@ -49,10 +49,10 @@ class Stretch:
         self._task = task
         try:
             await work
-        except BaseException as raised:
+        except BaseException as raised:  # the user's code may raise anything: the caller tells him
             if not isinstance(raised, Exception | asyncio.CancelledError):
                 raise  # of the interpreter's: Ctrl-C, an exit
-            error = raised  # the user's code may raise anything: the caller tells him
+            error = raised
         finally:
             self._task = None
         for _ in range(self._interrupts):

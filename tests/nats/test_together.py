@@ -121,3 +121,9 @@ async def test_the_end_of_the_link_ends_every_wait(server: NatsServer, open_nats
         with pytest.raises(LinkError):
             async with asyncio.timeout(5):
                 await asked.answers()
+
+
+@pytest.mark.timeout(10)
+async def test_nobody_waits_for_the_answers_to_no_question(server: NatsServer, open_nats: Open, name: str) -> None:
+    client = (await open_nats(server))._client
+    assert await client.direct([], client.deadline()) == []

@@ -94,6 +94,10 @@ class Together:
             and who has more left asks again.
         """
         loop = asyncio.get_running_loop()
+        if not questions:  # a round of nothing else would get no answer that ends it
+            nothing: asyncio.Future[None] = loop.create_future()
+            nothing.set_result(None)
+            return Asked(_Round(), questions, nothing)
         asked = self._round
         if asked is None:
             asked = self._round = _Round()
