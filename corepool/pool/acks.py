@@ -28,17 +28,24 @@ class LateAcks:
         self._within = within
         self._receipts: list[str] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
 
     def add(self, receipt: str) -> None:
         """Acknowledge this soon."""
+        if self._closed:
+            return
         self._receipts.append(receipt)
         if len(self._receipts) >= _MOST:
             self._send()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._within, self._send)
 
-    def drop(self) -> None:
+    def close(self) -> None:
         """Acknowledge nothing more: the sink is closed, or its stream gone."""
+        self._closed = True
+        self._forget()
+
+    def _forget(self) -> None:
         self._receipts.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -46,7 +53,7 @@ class LateAcks:
 
     def _send(self) -> None:
         receipts = self._receipts.copy()
-        self.drop()
+        self._forget()
         self._supervisor.tidy("acknowledge", self._acknowledge(receipts))
 
     async def _acknowledge(self, receipts: list[str]) -> None:

@@ -439,7 +439,7 @@ class Session:
 
     async def _close_inbox(self) -> None:
         if self._acks is not None:
-            self._acks.drop()
+            self._acks.close()
             self._acks = None
         if self._sink is not None:
             await self._sink.aclose()
