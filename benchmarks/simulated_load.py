@@ -12,8 +12,8 @@ import asyncio
 import time
 from functools import partial
 
-from corepool import CorepoolError, Job
-from corepool.testing import Budgets, Cluster, Faults, simulate_cluster
+from corepool import CorepoolError, Job, JobNotFoundError
+from corepool.testing import Budgets, Cluster, ClusterNode, Faults, simulate_cluster
 from corepool_memory.sim.errors import NodeCrashed
 
 NODES, JOBS_PER_SECOND, LIFE = 5, 10, 5.0
@@ -29,20 +29,35 @@ class Nothing:
 
 
 async def load(minutes: float, cluster: Cluster) -> None:
-    """Dispatch at a steady rate; each job is stopped after ``LIFE`` seconds."""
+    """Dispatch at a steady rate, each job for ``LIFE`` seconds. A stop is tried until the job is surely gone, also where nobody
+    knows what became of the dispatch: else jobs would be left behind, and the load would grow with them."""
     nodes = [
         await cluster.node("load", worker=Nothing, worker_ttl=WORKER_TTL, ack_grace_period=4.0) for _ in range(NODES)
     ]
 
+    async def some_node(number: int) -> ClusterNode:
+        while not (up := [node for node in nodes if node.up]):
+            await cluster.sleep(1.0)
+        return up[number % len(up)]
+
     async def one(number: int) -> None:
-        node = nodes[number % NODES]
+        key = f"k{number}"
         try:
-            await node.dispatch_job(f"k{number}", b"payload")
+            await (await some_node(number)).dispatch_job(key, b"payload")
             cluster.sometimes("a job was dispatched")
-            await cluster.sleep(LIFE)
-            await node.stop_job(f"k{number}")
-        except (CorepoolError, NodeCrashed) as error:  # its node crashed, or the network ate it: others have its jobs
-            cluster.sometimes(f"a call ended with {type(error).__name__}")
+        except (CorepoolError, NodeCrashed) as error:  # its node crashed, or the network ate it
+            cluster.sometimes(f"a dispatch ended with {type(error).__name__}")
+        await cluster.sleep(LIFE)
+        while True:
+            try:
+                await (await some_node(number)).stop_job(key)
+            except JobNotFoundError:
+                return
+            except (CorepoolError, NodeCrashed) as error:
+                cluster.sometimes(f"a stop ended with {type(error).__name__}")
+            else:
+                return
+            await cluster.sleep(1.0)
 
     calls = []
     for number in range(round(minutes * 60 * JOBS_PER_SECOND)):

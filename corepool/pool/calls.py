@@ -9,8 +9,7 @@ Neighbours: dispatch, stop and notify register here; the node's inbox delivers a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
-from contextlib import contextmanager
+from typing import Self
 
 from corepool.errors import CorepoolError
 from corepool.pool.wire import Answer
@@ -19,14 +18,28 @@ __all__ = ["Call", "Calls"]
 
 
 class Call:
-    """One question that is out. ``number`` is its address on this node."""
+    """One question that is out, for the length of a ``with`` block. ``number`` is its address on this node."""
 
-    __slots__ = ("_ended", "_future", "number")
+    __slots__ = ("_ended", "_future", "_open", "number")
 
-    def __init__(self, number: int, future: asyncio.Future[Answer | None]) -> None:
+    def __init__(self, number: int, future: asyncio.Future[Answer | None], open_: dict[int, Call]) -> None:
         self.number = number
         self._future = future
         self._ended: CorepoolError | None = None
+        self._open = open_
+        open_[number] = self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._open.pop(self.number, None)
+        if self._future.cancelled():
+            return  # with its caller
+        if self._future.done():
+            self._future.exception()  # retrieved: a call that ended otherwise need not report it again
+        else:
+            self._future.cancel()
 
     async def answer(self, timeout: float) -> Answer | None:
         """The answer, or None after ``timeout`` seconds, or when it is better to look at the record at once.
@@ -58,39 +71,28 @@ class Call:
         if not self._future.done():
             self._future.set_exception(error)
 
-    def discard(self) -> None:
-        if self._future.cancelled():
-            return  # with its caller
-        if self._future.done():
-            self._future.exception()  # retrieved: a call that ended otherwise need not report it again
-        else:
-            self._future.cancel()
-
 
 class Calls:
     """All questions of one node that are out."""
 
     def __init__(self) -> None:
         self._calls: dict[int, Call] = {}
-        self._next = 1
+        self._number = 0
         self._closed: CorepoolError | None = None
 
     def __len__(self) -> int:
         return len(self._calls)
 
-    @contextmanager
-    def open(self) -> Generator[Call]:
-        """A registered call, for the length of the block."""
+    def open(self) -> Call:
+        """A registered call: answers reach it from here to the end of its ``with`` block.
+
+        Raises:
+            NodeClosedError, PoolShutdownError: the node has ended.
+        """
         if self._closed is not None:
             raise self._closed
-        call = Call(self._next, asyncio.get_running_loop().create_future())
-        self._next += 1
-        self._calls[call.number] = call
-        try:
-            yield call
-        finally:
-            self._calls.pop(call.number, None)
-            call.discard()
+        self._number += 1
+        return Call(self._number, asyncio.get_running_loop().create_future(), self._calls)
 
     def deliver(self, answer: Answer) -> None:
         """An answer arrived. If nobody waits for it any more it is dropped."""

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import msgspec
 
 from corepool.pool.doorbells import Doorbell
+from corepool.pool.store import Stored
 from corepool.pool.wire import NotifyEvent, StartEvent, StopEvent
 
 __all__ = ["Command", "Fence", "Fenced", "HandOver", "Notify", "Review", "Start", "Stop"]
@@ -41,7 +42,13 @@ class Fence(msgspec.Struct, frozen=True):
 
 
 class Review(msgspec.Struct, frozen=True):
-    """Compare the record with what is running here (R9, R13)."""
+    """Compare the record with what is running here (R9, R13).
+
+    found: the record, if whoever asks has just read it and nothing of the job runs or waits here: it need not be read again,
+    for whatever is written because of it is written only if it still stands.
+    """
+
+    found: Stored | None = None
 
 
 Command: TypeAlias = Start | Stop | Notify | HandOver | Fence | Review

@@ -161,7 +161,7 @@ class OwnedJob:
             case Fence():
                 await self._stop_handler()
             case Review():
-                await self._review()
+                await self._review(command.found)
 
     # --- claim and start ---------------------------------------------------------------------------------------------
 
@@ -406,9 +406,9 @@ class OwnedJob:
         await self._stop_handler()
         self.stored = None
 
-    async def _review(self) -> None:
+    async def _review(self, found: Stored | None = None) -> None:
         worker, context = self._worker, self._worker.context
-        stored = await self._read()
+        stored = found or await self._read()
         if stored is None or not transitions.is_owned_by(stored.record, worker.id):
             if stored is not None and stored.record.state is JobState.PENDING and stored.record.worker == worker.id:
                 await self._stop_handler()

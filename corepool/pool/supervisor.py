@@ -102,12 +102,11 @@ class Supervisor:
             try:
                 return await attempt()
             except TRANSIENT as error:
-                pauses = pauses or backoff(self._random, _FIRST_PAUSE, _LONGEST_PAUSE)
                 if give_up():
                     raise
                 self._log.debug("%s: %s; trying again", what, error)
-                pauses = pauses or backoff(self._random, _FIRST_PAUSE, _LONGEST_PAUSE)
-                await asyncio.sleep(next(pauses))
+            pauses = pauses or backoff(self._random, _FIRST_PAUSE, _LONGEST_PAUSE)
+            await asyncio.sleep(next(pauses))  # here the error is over, and what it held is free
 
     async def cancel(self, *tasks: asyncio.Task[Any]) -> None:
         """Cancel and wait until they have ended."""

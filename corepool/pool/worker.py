@@ -256,6 +256,6 @@ class Worker:
             mine = stored is not None and transitions.is_owned_by(stored.record, self.id)
             same = job is not None and job.running and job.stored == stored
             if not (mine and same):
-                self.put(key, Review())
+                self.put(key, Review(stored if mine and job is None else None))
                 differences += 1
         return differences

@@ -9,6 +9,7 @@ Neighbours: made by `Cluster`; runs `corepool.Node` on :class:`corepool_memory.s
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -285,13 +286,21 @@ class ClusterNode(Machine):
         try:
             call.result = result = await self.run(function)
         except BaseException as error:  # a cancelled call, too, is told of in the story
-            call.error = error
+            call.error = _frameless(error)
             cluster.world.trace.tell(cluster.now, self.sim.label, f"{shown} raises {type(error).__name__}: {error}")
             raise
         finally:
             call.returned = cluster.now
         cluster.world.trace.tell(cluster.now, self.sim.label, f"{shown} returns")
         return result
+
+
+def _frameless(error: BaseException) -> BaseException:
+    """An error without the frames it came through: those of thousands of calls would keep alive all that they hold."""
+    try:
+        return copy.copy(error)
+    except Exception:  # noqa: BLE001  an error of the scenario's own that cannot be copied is kept with its frames
+        return error
 
 
 def _short(value: object) -> str:

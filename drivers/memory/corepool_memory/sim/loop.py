@@ -168,6 +168,8 @@ class SimLoop(asyncio.BaseEventLoop):
         self._collect_at = _COLLECT_EVERY
         self._owner_thread = threading.get_ident()
         self._gc_was_on = False
+        self.buried: list[SimTask[Any]] = []
+        """The tasks of crashed machines: they never run again, and are closed when the run is over."""
 
     # --- time and timers -------------------------------------------------------------------------------------------
 
@@ -264,6 +266,14 @@ class SimLoop(asyncio.BaseEventLoop):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             coro.close()
         return task
+
+    def bury(self, node: SimNode) -> list[SimTask[Any]]:
+        """The unfinished tasks of a machine that crashes. asyncio forgets them: nobody need look through them again."""
+        tasks = tasks_of(self, node)
+        for task in tasks:
+            asyncio._unregister_task(task)
+        self.buried += tasks
+        return tasks
 
     # --- running ---------------------------------------------------------------------------------------------------
 

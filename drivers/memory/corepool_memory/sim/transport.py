@@ -67,7 +67,10 @@ class SimTransport:
         future: SimFuture[T] = self._loop.create_future()
         future.label = f"the store's answer to {what!r}"
         self._send_request(connection, Call(what, write, future, self._loop.now), request)
-        return await future
+        try:
+            return await future
+        finally:
+            del future  # an exception keeps this frame, and must not keep itself alive through it
 
     def _send_request(self, connection: Connection, call: Call, request: Callable[[Server], object]) -> None:
         network, link = self._network, self.link
@@ -160,6 +163,7 @@ class SimTransport:
         finally:
             timer.cancel()
             self._waiting.pop(future, None)
+            del future  # as above
 
     def _refuse(self, future: SimFuture[None], what: str) -> None:
         if not future.done():

@@ -40,6 +40,13 @@ __all__ = ["World", "WorldTargets", "torn_out"]
 
 T = TypeVar("T")
 
+
+class _Crash:
+    """How a call ends whose machine was crashed."""
+
+
+_CRASHED = _Crash()
+
 _SKEW_STEPS = 21
 _ORIGIN = 10_000.0
 """How far apart the machines' monotonic clocks start."""
@@ -146,17 +153,24 @@ class World:
         """
         if current_node() is node:
             return await function()
-        outcome: SimFuture[T] = self.loop.create_future()
+        outcome: SimFuture[T | _Crash] = self.loop.create_future()
         task = self.spawn(node, self._into(outcome, node, function), name=name)
         outcome.label = f"the end of {task.get_name()!r} on {node.label}"
         self._calls[node][outcome] = task
         try:
-            return await outcome
+            result = await outcome
+            if isinstance(
+                result, _Crash
+            ):  # raised here: what the dead hold on to for the rest of the run must be little
+                raise NodeCrashed(f"machine {node.label} crashed: {outcome.label} will never come")
+            return result
         except asyncio.CancelledError:
             task.cancel()
             raise
+        finally:
+            del outcome, task  # an exception keeps this frame, and must not keep itself alive through it
 
-    async def _into(self, outcome: SimFuture[T], node: SimNode, function: Callable[[], Awaitable[T]]) -> None:
+    async def _into(self, outcome: SimFuture[T | _Crash], node: SimNode, function: Callable[[], Awaitable[T]]) -> None:
         """Let ``outcome`` be that of ``function()``: on a machine that is crashed first, this never comes to its end."""
         try:
             result = await function()
@@ -174,9 +188,10 @@ class World:
                 outcome.set_result(result)
         finally:
             self._calls[node].pop(outcome, None)
+            del outcome  # as above
 
     def tasks(self, name: str) -> list[str]:
-        """The names of a machine's unfinished tasks."""
+        """The names of a machine's unfinished tasks. A crashed one has none."""
         return [task.get_name() for task in tasks_of(self.loop, self.node(name))]
 
     # --- faults -----------------------------------------------------------------------------------------------------
@@ -190,12 +205,11 @@ class World:
         self.trace.fault(self.now, "crash", name, "")
         self.network.machine_died(node)
         node.crashed_at = self.now
-        node.die(list(tasks_of(self.loop, node)))
+        node.die(self.loop.bury(node))
         calls, self._calls[node] = self._calls[node], {}
         for outcome in calls:
             if not outcome.done():
-                outcome.set_exception(NodeCrashed(f"machine {node.label} crashed: {outcome.label} will never come"))
-                outcome.exception()  # the caller may be dead as well
+                outcome.set_result(_CRASHED)
 
     def restart(self, name: str) -> SimNode:
         """Boot a crashed machine (a running one is crashed first): a new incarnation with the same name and clocks."""
@@ -359,7 +373,7 @@ class World:
     def tear_down(self) -> None:
         """Cut every power and close what is left, in creation order. Nothing that happens here is part of the run."""
         self.chooser.seal()
-        tasks = {task.number: task for task in tasks_of(self.loop)}
+        tasks = {task.number: task for task in (*tasks_of(self.loop), *self.loop.buried)}
         for node in self.nodes.values():
             node.die([])
         self.network.shut = self.network.calm = True
@@ -368,6 +382,7 @@ class World:
             for number in sorted(tasks):
                 _close(tasks[number])
             tasks.clear()
+            self.loop.buried.clear()
             for node in self.nodes.values():
                 node.graveyard.clear()
 
