@@ -351,22 +351,8 @@ class Chaos:
             cluster.world.trace.sometimes[f"a record took the way {edge}"] += count
 
     def effects(self) -> list[Effect]:
-        """What the handlers did, as the cluster's recorder wrote it down."""
-        return [
-            Effect(
-                key=key,
-                payload=tenure.payload,
-                owner=tenure.machine,
-                token=tenure.token,
-                began=tenure.began,
-                running=tenure.running,
-                stopping=tenure.stopping,
-                ended=tenure.ended,
-                suspended=tenure.paused,
-            )
-            for key in sorted(self.cluster.recorder.tenures)
-            for tenure in self.cluster.recorder.of(key)
-        ]
+        """What the handlers did."""
+        return self.cluster.recorder.effects()
 
     def judge(self) -> None:
         """What callers were told, against what handlers did.

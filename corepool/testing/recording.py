@@ -7,7 +7,7 @@ Invariants checked (numbers as in the design, section 5):
   its lease ran out: then only the fencing tokens protect, and it is the tokens that are checked.
 - 5: tokens of a key only grow; for one key on one worker start and stop strictly alternate.
 
-Neighbours: the cluster wraps the handlers it is given; a violation ends the run (``World.fail``).
+Neighbours: the cluster wraps the handlers it is given; a violation ends the run (``World.fail``); ``history`` judges `effects`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import attrs
 
 from corepool.pool import FencingToken, Job
+from corepool.testing.history import Effect
 from corepool_memory.sim.errors import InvariantViolated
 from corepool_memory.sim.node import SimNode, current_node
 from corepool_memory.sim.world import World
@@ -83,6 +84,24 @@ class Recorder:
     def of(self, key: str) -> list[Tenure]:
         """The tenures of a key, oldest first."""
         return self.tenures.get(key, [])
+
+    def effects(self) -> list[Effect]:
+        """All tenures, as the judge of histories takes them."""
+        return [
+            Effect(
+                key=key,
+                payload=tenure.payload,
+                owner=tenure.machine,
+                token=tenure.token,
+                began=tenure.began,
+                running=tenure.running,
+                stopping=tenure.stopping,
+                ended=tenure.ended,
+                suspended=tenure.paused,
+            )
+            for key, tenures in sorted(self.tenures.items())
+            for tenure in tenures
+        ]
 
     def machine_paused(self, node: SimNode) -> None:
         """From now on what the machine has may be taken over without its knowledge."""

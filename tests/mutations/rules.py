@@ -24,14 +24,8 @@ from corepool.pool.worker import Worker
 from corepool_memory.backend import MemoryNamespace
 
 from .mutant import Change, Mutant, Where, amended, changed, misled
-from .small import (
-    answered_late,
-    asleep_while_claiming,
-    asleep_with_the_lock,
-    two_rings,
-    two_take_over,
-    withdrawn_in_doubt,
-)
+from .small import answered_late, asleep_while_claiming, asleep_with_the_lock, two_rings, two_take_over
+from .small_calls import begun_by_the_dead, dispatched_while_it_ends, late_after_the_answer, withdrawn_in_doubt
 
 __all__ = ["RULES", "nothing", "without_doubt"]
 
@@ -210,7 +204,7 @@ RULES = [
         breaks="never confirmed is taken for never started: the caller is told that nothing ever ran",
         changes=(Change(transitions, "never_claimed", _not_started),),
         caught=r"3: .* DispatchTimeoutError .* but it started",
-        known=Where("steps", 98),
+        scenario=begun_by_the_dead,
     ),
     Mutant(
         rule="R1.withdrawn",
@@ -223,8 +217,8 @@ RULES = [
         rule="R2",
         breaks="a write of unknown outcome is taken for lost while it is still on its way",
         changes=(Change(MemoryNamespace, "settle", nothing),),
-        caught=r"3: dispatch of .* raised JobGoneError .* but it started|4: .* started",
-        known=Where("atomic", 140),
+        caught=r"3: dispatch of .* raised JobGoneError.*, but (it started|its record is there)",
+        scenario=late_after_the_answer,
     ),
     Mutant(
         rule="R3",
@@ -281,7 +275,7 @@ RULES = [
         breaks="the pool is emptied before anybody is told: what is dispatched meanwhile stays",
         changes=(Change(node, "flag_shutdown", _no_flag),),
         caught=r"10 \(R6\): after a shutdown",
-        known=Where("steps", 9),
+        scenario=dispatched_while_it_ends,
     ),
     Mutant(
         rule="R7",

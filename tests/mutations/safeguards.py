@@ -29,9 +29,7 @@ from corepool.rmap.replica import Replica
 from .mutant import Change, Mutant, Where, amended, changed, misled
 from .rules import nothing, without_doubt
 from .small import (
-    asked_and_stopped,
-    asker_left,
-    failing_at_once,
+    back_in_two_attempts,
     late_after_the_burial,
     leaving_alone,
     leaving_slowly,
@@ -39,8 +37,10 @@ from .small import (
     notified_when_failed,
     notified_while_dead,
     overlooked,
+    refused_at_the_last_step,
     waiting_when_cut_off,
 )
+from .small_calls import asked_and_stopped, asker_left, failing_at_once
 
 __all__ = ["SAFEGUARDS"]
 
@@ -239,15 +239,15 @@ SAFEGUARDS = [
         rule="a new id for each attempt to come back",
         breaks="a node comes back under an id that others are burying",
         changes=(changed(NodeContext, "new_id", _one_id),),
-        caught=r"11: not active in nodes|11 \(R11\): the record of .* went before its inbox|6 \(R7\): .* gives a sign of",
-        known=Where("atomic", 229),
+        caught=r"11 \(R11\): the record of .* went before its inbox node:",
+        scenario=back_in_two_attempts,
     ),
     Mutant(
         rule="a node listens to the inbox that it announces",
         breaks="one that came back in its second attempt hears no answer any more",
         changes=(changed(Session, "_announce", _deaf_after_a_failure),),
-        caught=r"11: \d+ events wait in node:|11: .* members",
-        known=Where("atomic", 57),
+        caught=r"11: \d+ events wait in node:",
+        scenario=refused_at_the_last_step,
     ),
     Mutant(
         rule="a node watches what it left behind itself",

@@ -1,7 +1,8 @@
 """Small scenarios without faults, for what chaos hits too rarely: each forces the one interleaving a safeguard is there for.
 
-With the safeguard they pass. Without it they end with a violation, by the recorder, by the rules of the store, or by the
-sentence that stands here.
+With the safeguard they pass. Without it they end with a violation, by the recorder, by the rules of the store, by the judge of
+histories, or by the sentence that stands here.
+Neighbours: ``small_calls`` has those of calls, and stands on the same ground.
 """
 
 from __future__ import annotations
@@ -9,23 +10,23 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from corepool import Job, JobGoneError, JobStartError
-from corepool.errors import BackendUnavailable, CorepoolError, OutcomeUnknown
+from corepool import Job
+from corepool.driver import ABSENT
+from corepool.errors import BackendUnavailable, CorepoolError
 from corepool.pool.store import INBOX
-from corepool.pool.wire import JobState, NotifyEvent, event
+from corepool.pool.wire import JobState, MemberState, NodeRecord, NotifyEvent, decode, event
 from corepool.testing import Cluster, ClusterNode, NotInTime
 from corepool.testing.atrest import AtRest
 from corepool.testing.rules import StoreRules
-from tests.scenarios.looking import FOUND, POOL, QUICK, TTL, Keeper, Store, gathered, keeper, keys_of, nodes, ring
-from tests.scenarios.wiretap import Match, Request, Wiretap, appends, both, cleanup_lock, from_, removes_job, writes_job
+from tests.scenarios.looking import FOUND, POOL, TTL, Keeper, Store, gathered, keeper, keys_of, nodes, ring
+from tests.scenarios.wiretap import Match, Request, Wiretap, appends, both, cleanup_lock, from_, writes_job
 
 __all__ = [
     "answered_late",
-    "asked_and_stopped",
-    "asker_left",
     "asleep_while_claiming",
     "asleep_with_the_lock",
-    "failing_at_once",
+    "at_rest",
+    "back_in_two_attempts",
     "late_after_the_burial",
     "leaving_alone",
     "leaving_slowly",
@@ -33,26 +34,37 @@ __all__ = [
     "notified_when_failed",
     "notified_while_dead",
     "overlooked",
+    "pool_of",
+    "refused_at_the_last_step",
     "two_rings",
     "two_take_over",
     "waiting_when_cut_off",
-    "withdrawn_in_doubt",
 ]
 
 DIED_TOO = 3 * FOUND
 """Until a cleaner's death is found, and its lock was seen to be stale, by one who looks at it twice."""
 
 
-async def _pool(cluster: Cluster, count: int, **options: Any) -> list[ClusterNode]:
+async def pool_of(cluster: Cluster, count: int, **options: Any) -> list[ClusterNode]:
+    """So many nodes with a worker each, under the rules of the store."""
     StoreRules(cluster, POOL, ttl=TTL)
     return await nodes(cluster, count, **options)
+
+
+async def at_rest(cluster: Cluster, within: float) -> None:
+    """Everything is where it belongs in time, and nothing else is there (invariants 10 to 12)."""
+    look = AtRest(cluster, POOL)
+    try:
+        await cluster.eventually(lambda: not look.problem(), within=within)
+    except NotInTime as error:
+        raise AssertionError(look.problem()) from error
 
 
 async def asleep_while_claiming(cluster: Cluster) -> None:
     """R3. An owner is paused when the answer to its claim has come, and wakes up long after its lease ran out: to call the
     handler is the first thing it does. (Where a commit goes step by step, a later answer is the first.)"""
     tap = Wiretap(cluster)
-    pool = await _pool(cluster, 3)
+    pool = await pool_of(cluster, 3)
     [key] = keys_of(pool[0], 1)
     claim = both(from_(pool[0].name), writes_job(JobState.STARTING, key))
 
@@ -72,7 +84,7 @@ async def asleep_while_claiming(cluster: Cluster) -> None:
 async def two_rings(cluster: Cluster) -> None:
     """R5. A job is handed to one who does not know yet that the former owner leaves, and whose ring names that one still."""
     tap = Wiretap(cluster)
-    pool = await _pool(cluster, 3)
+    pool = await pool_of(cluster, 3)
     leaver, *stayers = pool
     keys = keys_of(leaver, 8)
     for key in keys:
@@ -84,34 +96,6 @@ async def two_rings(cluster: Cluster) -> None:
     for feed in held:
         feed.release()
     await leaving
-    await Store(cluster).tidy()
-
-
-async def withdrawn_in_doubt(cluster: Cluster) -> None:
-    """R1. A dispatcher whose time is up takes its job back, and never hears whether it did. It did not: a worker had just
-    claimed the job, ran it, and was asked to stop it."""
-    tap = Wiretap(cluster)
-    pool = await _pool(cluster, 2)
-    client = await cluster.node(POOL, client_only=True, **QUICK)
-    [key] = keys_of(pool[0], 1)
-    bells, answers = tap.hold_feed(pool[0].name, "sink owner of worker:"), tap.hold_feed(client.name, "sink ")
-    withdrawing, stopped = asyncio.Event(), asyncio.Event()
-
-    async def lose(_: Request) -> None:
-        withdrawing.set()
-        await stopped.wait()
-        raise OutcomeUnknown("it was lost on its way")
-
-    tap.before(both(from_(client.name), removes_job(key)), lose)
-    call = asyncio.create_task(client.dispatch_job(key, timeout=0.2 * TTL))
-    await withdrawing.wait()
-    bells.release()
-    await cluster.eventually(lambda: cluster.running(key), within=TTL)
-    await pool[1].stop_job(key)
-    stopped.set()
-    [error] = await gathered(call)
-    assert isinstance(error, JobGoneError), f"3: the dispatch of {key} raised {type(error).__name__}, but it started"
-    answers.release()
     await Store(cluster).tidy()
 
 
@@ -127,7 +111,7 @@ async def _one_dies(cluster: Cluster, pool: list[ClusterNode]) -> tuple[str, lis
 async def asleep_with_the_lock(cluster: Cluster) -> None:
     """R12. A cleaner falls asleep before its last step, and wakes up when another has its lock."""
     tap = Wiretap(cluster)
-    pool = await _pool(cluster, 5)
+    pool = await pool_of(cluster, 5)
     dead = pool[0].workers[0].id
     last: Match = lambda request: any(op.key == dead for op in request.deletes("workers."))  # noqa: E731
     first = tap.hold(last, times=1)
@@ -147,7 +131,7 @@ async def asleep_with_the_lock(cluster: Cluster) -> None:
 async def two_take_over(cluster: Cluster) -> None:
     """R12. A cleaner dies with the lock in its hand; two others find it stale at once, and one takes it before the other."""
     tap = Wiretap(cluster)
-    pool = await _pool(cluster, 5)
+    pool = await pool_of(cluster, 5)
     dead = pool[0].workers[0].id
     died = tap.applied(cleanup_lock(dead), lambda request: cluster.hit_crash(request.machine))
     await _one_dies(cluster, pool)
@@ -176,74 +160,63 @@ async def two_take_over(cluster: Cluster) -> None:
     await Store(cluster).tidy()
 
 
-async def failing_at_once(cluster: Cluster) -> None:
-    """The answer to a dispatch is there before the dispatch knows that it was sent."""
+async def _buried_asleep(cluster: Cluster, node: ClusterNode) -> None:
+    """It is paused until others have buried it. When it resumes it comes back, under a new id."""
+    dead = node.node.id
+    await cluster.pause(node)
+    await cluster.eventually(lambda: dead not in Store(cluster).map("nodes"), within=DIED_TOO)
+
+
+async def back_in_two_attempts(cluster: Cluster) -> None:
+    """A node that was declared dead comes back. Its first attempt takes so long that it is declared dead as well; the second
+    has its record and inbox when whoever buries the first removes what leads to them."""
     tap = Wiretap(cluster)
-    pool = await _pool(cluster, 2)
-    client = await cluster.node(POOL, client_only=True, **QUICK)
+    late, other = await pool_of(cluster, 2)
+    await _buried_asleep(cluster, late)
 
-    async def fail(job: Job) -> None:
-        raise ValueError(job.key)
+    def begins_to_live(request: Request) -> bool:
+        return any(op.when is ABSENT for op in request.sets("node_keep_alive."))
 
-    for node in pool:
-        keeper(node).on_start = fail
-    sent = tap.hold_answer(both(from_(client.name), writes_job(JobState.PENDING)))
-    for number in range(3):
-        call = asyncio.create_task(client.dispatch_job(f"k{number}"))
-        await sent.reached(number + 1)
-        await cluster.sleep(0.5)
-        sent.open()
-        [error] = await gathered(call)
-        assert isinstance(error, JobStartError), f"the answer to a dispatch was not heard: {error!r}"
-    await Store(cluster).tidy()
+    living = tap.hold(both(from_(late.name), begins_to_live))
+    await cluster.resume(late)
+    await asyncio.wait_for(living.reached(), TTL)
+    first = late.node.id
+
+    def removes_first(request: Request) -> bool:
+        return any(op.key == first for op in request.deletes("node_keep_alive."))
+
+    removing = tap.hold(both(from_(other.name), removes_first))
+    await asyncio.wait_for(removing.reached(), FOUND)
+    second = tap.applied(both(from_(late.name), lambda request: request.calls("create", "node:")), lambda _: None)
+    living.open()
+    await cluster.eventually(lambda: second.hits, within=TTL)
+    removing.open()
+    await at_rest(cluster, DIED_TOO)
 
 
-async def asked_and_stopped(cluster: Cluster) -> None:
-    """A dispatcher whose time is up asks for the stop of a start that hangs. When it looks again, the stop is done."""
+async def refused_at_the_last_step(cluster: Cluster) -> None:
+    """A node that was declared dead comes back, and listens already to its new inbox when the last step of its first attempt
+    fails. The second announces another."""
     tap = Wiretap(cluster)
-    pool = await _pool(cluster, 2)
-    [key] = keys_of(pool[0], 1)
+    late, _ = await pool_of(cluster, 2)
+    await _buried_asleep(cluster, late)
 
-    async def hang(_: Job) -> None:
-        await asyncio.Event().wait()
+    def becomes_active(request: Request) -> bool:
+        return any(decode(op.value, NodeRecord).state is MemberState.ACTIVE for op in request.sets("nodes."))
 
-    keeper(pool[0]).on_start = hang
-    asked = tap.hold_answer(
-        both(from_(pool[1].name), appends("stop"))
-    )  # the doorbell: where operations go singly, the last
-    call = asyncio.create_task(pool[1].dispatch_job(key, timeout=0.2 * TTL))
-    await asked.reached()
-    await cluster.eventually(lambda: Store(cluster).job(key) is None, within=TTL)
-    await cluster.sleep(0.1 * TTL)  # the stop's answer is there
-    asked.open()
-    [error] = await gathered(call)
-    assert isinstance(error, JobGoneError), f"2: the dispatch of {key} ended with {error!r}, and nothing had started it"
-    await Store(cluster).tidy()
+    async def refuse(_: Request) -> None:
+        await cluster.sleep(0.1 * TTL)  # until somebody waits for what the inbox brings
+        raise BackendUnavailable("not now")
 
-
-async def asker_left(cluster: Cluster) -> None:
-    """A client leaves while its job starts: nobody makes its inbox anew to answer it."""
-    pool = await _pool(cluster, 2)
-    client = await cluster.node(POOL, client_only=True, **QUICK)
-    [key] = keys_of(pool[0], 1)
-    left = asyncio.Event()
-
-    async def wait(_: Job) -> None:
-        await left.wait()
-
-    keeper(pool[0]).on_start = wait
-    call = asyncio.create_task(client.dispatch_job(key))
-    await cluster.eventually(lambda: cluster.owners(key), within=TTL)
-    await client.close()
-    await gathered(call)
-    left.set()
-    await cluster.eventually(lambda: cluster.running(key), within=TTL)
-    await _at_rest(cluster, FOUND)
+    refused = tap.before(both(from_(late.name), becomes_active), refuse)
+    await cluster.resume(late)
+    await cluster.eventually(lambda: refused.hits, within=TTL)
+    await at_rest(cluster, DIED_TOO)
 
 
 async def notified_while_dead(cluster: Cluster) -> None:
     """A notification lies in the inbox of one who died: whoever cleans up passes it on."""
-    pool = await _pool(cluster, 3)
+    pool = await pool_of(cluster, 3)
     [key] = keys_of(pool[0], 1)
     await pool[1].dispatch_job(key)
     await cluster.crash(pool[0])
@@ -260,7 +233,7 @@ async def notified_while_dead(cluster: Cluster) -> None:
 async def waiting_when_cut_off(cluster: Cluster) -> None:
     """A worker waits for the store, in the middle of what it does with a job, when it is cut off: its lease does not wait."""
     tap = Wiretap(cluster)
-    pool = await _pool(cluster, 3)
+    pool = await pool_of(cluster, 3)
     [key] = keys_of(pool[0], 1)
     await pool[1].dispatch_job(key)
     answering = tap.hold(both(from_(pool[0].name), appends("answer")))
@@ -277,7 +250,7 @@ async def waiting_when_cut_off(cluster: Cluster) -> None:
 async def answered_late(cluster: Cluster) -> None:
     """R8. A worker is cut off just after it has renewed, and hears of it late: its lease counts from when it asked."""
     tap = Wiretap(cluster)
-    pool = await _pool(cluster, 3)
+    pool = await pool_of(cluster, 3)
     [key] = keys_of(pool[0], 1)
     await pool[1].dispatch_job(key)
 
@@ -299,7 +272,7 @@ async def answered_late(cluster: Cluster) -> None:
 async def leaving_alone(cluster: Cluster) -> None:
     """The store is not there for a moment when a worker leaves; its node is the only one."""
     tap = Wiretap(cluster)
-    [node] = await _pool(cluster, 1)
+    [node] = await pool_of(cluster, 1)
     worker = await node.add_worker(Keeper())
     for number in range(6):
         await node.dispatch_job(f"k{number}")
@@ -309,13 +282,13 @@ async def leaving_alone(cluster: Cluster) -> None:
 
     tap.before(lambda request: any(op.key == worker.id for op in request.sets("workers.")), refuse)
     await node.remove_worker(worker)
-    await _at_rest(cluster, FOUND + 4 * TTL)
+    await at_rest(cluster, FOUND + 4 * TTL)
 
 
 async def many_workers_far_away(cluster: Cluster) -> None:
     """A node with many workers is far away from the store: each round trip is short beside a lease, all in turn are not."""
     tap = Wiretap(cluster)
-    pool = await _pool(cluster, 2)
+    pool = await pool_of(cluster, 2)
     keys = keys_of(pool[0], 3)
     for _ in range(11):
         await pool[0].add_worker(Keeper())
@@ -336,18 +309,18 @@ async def many_workers_far_away(cluster: Cluster) -> None:
 
 async def late_after_the_burial(cluster: Cluster) -> None:
     """A worker is dead and buried. Now arrives what it had sent before: its inbox is made, and its list of keys."""
-    pool = await _pool(cluster, 3)
+    pool = await pool_of(cluster, 3)
     dead, _ = await _one_dies(cluster, pool)
     await cluster.eventually(lambda: dead not in Store(cluster).workers(), within=DIED_TOO)
     server = cluster.world.server
     server.streams(POOL).create(f"worker:{dead}.1", INBOX)
     server.maps(POOL).set(f"owned@{dead}.1", "k0", b"j")
-    await _at_rest(cluster, DIED_TOO)
+    await at_rest(cluster, DIED_TOO)
 
 
 async def notified_when_failed(cluster: Cluster) -> None:
     """A notification waits in the queue. Until it is routed the next owner could not start the job, and it is FAILED."""
-    pool = await _pool(cluster, 2, max_start_attempts=1)
+    pool = await pool_of(cluster, 2, max_start_attempts=1)
     [key] = keys_of(pool[0], 1)
     await pool[1].dispatch_job(key)
 
@@ -362,13 +335,13 @@ async def notified_when_failed(cluster: Cluster) -> None:
     assert record is not None
     waiting = event(NotifyEvent(key, record.job_id, b"note", None))
     cluster.world.server.streams(POOL).append("queue.1", waiting, only_if_exists=True)
-    await _at_rest(cluster, FOUND)
+    await at_rest(cluster, FOUND)
 
 
 async def overlooked(cluster: Cluster) -> None:
     """A job is on its way, its doorbell is lost, and so is the entry that would lead the sweeper to it."""
     tap = Wiretap(cluster)
-    pool = await _pool(cluster, 2, full_scan_interval=2 * TTL)
+    pool = await pool_of(cluster, 2, full_scan_interval=2 * TTL)
     [key] = keys_of(pool[0], 1)
     held = tap.hold_feed(pool[0].name, "sink owner of worker:")
     call = asyncio.create_task(pool[1].dispatch_job(key, timeout=60 * TTL))
@@ -388,17 +361,9 @@ async def overlooked(cluster: Cluster) -> None:
     await Store(cluster).tidy()
 
 
-async def _at_rest(cluster: Cluster, within: float) -> None:
-    look = AtRest(cluster, POOL)
-    try:
-        await cluster.eventually(lambda: not look.problem(), within=within)
-    except NotInTime as error:
-        raise AssertionError(look.problem()) from error
-
-
 async def leaving_slowly(cluster: Cluster) -> None:
     """Handing over takes longer than a lease lasts: each stop takes its time, and only a few are made at once."""
-    pool = await _pool(cluster, 3, max_moves_in_flight=1)
+    pool = await pool_of(cluster, 3, max_moves_in_flight=1)
     keys = keys_of(pool[0], 4)
     for key in keys:
         await pool[1].dispatch_job(key)

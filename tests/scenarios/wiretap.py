@@ -2,9 +2,11 @@
 
 Purpose: force exactly the interleaving that a scenario is named for. The tap reads every request before it is sent, and a
 hook may act at three moments: before it is sent (on the machine), when the store has applied it (on the store, at that very
-instant), after its answer came (on the machine). What a feed pushes to a machine can be held back.
+instant), after its answer came (on the machine). What a feed pushes to a machine can be held back, and a request can be
+stranded on a connection that breaks under it.
 Invariants: without a hook nothing changes, not even the order of messages; a held request was not sent, so cancelling its
-caller means that it never was; what is held back of a feed arrives in its order.
+caller means that it never was; what is held back of a feed arrives in its order; what is stranded never arrives once its
+machine has settled.
 Neighbours: stands between `MemoryBackend` and the simulated transport of a machine, by way of `World.backend`, so that the
 driver's own code runs on both sides. `tests.budgets` counts with it.
 """
@@ -20,7 +22,7 @@ from typing import Any, TypeAlias, TypeVar
 import attrs
 
 from corepool.driver import Append, CommitResult, DeleteKey, GetKey, Op, SetKey
-from corepool.errors import WireError
+from corepool.errors import OutcomeUnknown, WireError
 from corepool.pool.wire import JobRecord, JobState, decode
 from corepool.testing import Cluster
 from corepool_memory.backend import MemoryBackend
@@ -32,6 +34,7 @@ __all__ = [
     "Gate",
     "Hook",
     "Request",
+    "Stray",
     "Wiretap",
     "appends",
     "both",
@@ -167,6 +170,32 @@ class Gate:
         self._open.set()
 
 
+class Stray:
+    """A request that a broken connection still carries, and whose caller was told that nobody knows (`OutcomeUnknown`)."""
+
+    def __init__(self, match: Match) -> None:
+        self._match = match
+        self._apply: Callable[[], Awaitable[object]] | None = None
+        self.request: Request | None = None
+        self.fenced = False
+        """Its machine has settled since: the store takes it no more."""
+
+    def takes(self, request: Request, apply: Callable[[], Awaitable[object]]) -> bool:
+        if self.request is not None or not self._match(request):
+            return False
+        self.request, self._apply = request, apply
+        return True
+
+    def settled(self, machine: str) -> None:
+        self.fenced = self.fenced or (self.request is not None and self.request.machine == machine)
+
+    async def arrive(self) -> None:
+        """It gets to the store now, which applies it if it still takes it."""
+        assert self._apply is not None, "nothing was stranded"
+        if not self.fenced:
+            await self._apply()
+
+
 class HeldFeed:
     """What is pushed over some feeds, held back until it is released."""
 
@@ -195,6 +224,7 @@ class Wiretap:
         self._applied: list[Hook] = []
         self._after: list[Hook] = []
         self._feeds: list[HeldFeed] = []
+        self._strays: list[Stray] = []
         self.on_request: list[Callable[[Request], None]] = []
         """Told of every request when it is sent."""
         self.on_delivery: list[Callable[[str, str], None]] = []
@@ -247,6 +277,12 @@ class Wiretap:
         self._feeds.append(held)
         return held
 
+    def strand(self, match: Match) -> Stray:
+        """Lose the first write that matches, as if the connection broke under it, and nothing else: it may arrive later."""
+        stray = Stray(match)
+        self._strays.append(stray)
+        return stray
+
     # --- the wire -----------------------------------------------------------------------------------------------------
 
     async def send(self, inner: Transport, machine: str, what: str, request: Callable[[Any], T], write: bool) -> T:
@@ -256,6 +292,9 @@ class Wiretap:
                 await _done(hook.action(sent))
         for told in self.on_request:
             told(sent)
+        for stray in self._strays:
+            if stray.takes(sent, lambda: inner.call(what, request, write=write)):
+                raise OutcomeUnknown(f"{what}: the connection broke; it may have been applied, or may still be")
 
         def run(server: Any) -> T:
             result = request(server)
@@ -269,6 +308,11 @@ class Wiretap:
             if hook.takes(sent):
                 await _done(hook.action(sent))
         return result
+
+    def settled(self, machine: str) -> None:
+        """Nothing that this machine sent before can be applied any more."""
+        for stray in self._strays:
+            stray.settled(machine)
 
     def _read(self, machine: str, what: str, request: Callable[[Any], object]) -> Request:
         spy = _Spy()
@@ -329,6 +373,7 @@ class _Tapped:
 
     async def settle(self) -> None:
         await self._inner.settle()
+        self._tap.settled(self._machine)
 
     async def aclose(self) -> None:
         await self._inner.aclose()
