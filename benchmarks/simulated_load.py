@@ -57,13 +57,15 @@ async def load(minutes: float, cluster: Cluster) -> None:
                 cluster.sometimes(f"a stop ended with {type(error).__name__}")
             else:
                 return
-            await cluster.sleep(1.0)
+            await cluster.sleep(LIFE)
 
     calls = []
     for number in range(round(minutes * 60 * JOBS_PER_SECOND)):
         calls.append(asyncio.ensure_future(one(number)))
         await cluster.sleep(1 / JOBS_PER_SECOND)
-    await asyncio.gather(*calls)
+    await cluster.eventually(lambda: all(call.done() for call in calls), within=120.0)  # the faults stop
+    for call in calls:
+        call.result()
 
 
 def main() -> None:

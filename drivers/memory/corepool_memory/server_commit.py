@@ -15,6 +15,7 @@ Neighbours: `Server.commit`. A backend without the capability calls it with one 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from corepool.driver import (
     Ack,
@@ -24,7 +25,6 @@ from corepool.driver import (
     CommitResult,
     DeleteKey,
     Entry,
-    Event,
     GetKey,
     Op,
     OpResult,
@@ -32,8 +32,7 @@ from corepool.driver import (
     SetKey,
 )
 from corepool_memory.server_maps import MapSpace
-from corepool_memory.server_sinks import Sink
-from corepool_memory.server_streams import StreamSpace, StreamState
+from corepool_memory.server_streams import StreamSpace
 
 __all__ = ["commit"]
 
@@ -81,14 +80,13 @@ class _Batch:
     # --- maps ---------------------------------------------------------------------------------------------------------
 
     def _entry(self, name: str, key: str) -> Entry | None:
-        entries = self._entries
-        if entries and (name, key) in entries:
-            return entries[name, key]
-        return self._maps.get(name, key)
+        place, entries = (name, key), self._entries
+        return entries[place] if place in entries else self._maps.get(name, key)
 
     def _write(self, op: SetKey | DeleteKey) -> bool:
-        maps, name, key = self._maps, op.map, op.key
-        previous = self._entry(name, key)
+        maps, name, key, entries = self._maps, op.map, op.key, self._entries
+        place = (name, key)
+        previous = entries[place] if place in entries else maps.get(name, key)
         wanted = op.when.revision
         if wanted is not None and wanted != (0 if previous is None else previous.revision):
             self._results.append(Commit(False, self._refused_at(op), previous))
@@ -99,12 +97,11 @@ class _Batch:
         maps.revision += 1
         revision = maps.revision
         if isinstance(op, SetKey):
-            entry = Entry(key, op.value, revision)
-            self._entries[name, key] = entry
-            self._steps.append(lambda: maps.state(name).put(entry))
+            entries[place] = entry = Entry(key, op.value, revision)
+            self._steps.append(partial(maps.put, name, entry))
         else:
-            self._entries[name, key] = None
-            self._steps.append(lambda: maps.state(name).drop(key, revision))
+            entries[place] = None
+            self._steps.append(partial(maps.drop, name, key, revision))
         self._revisions[name] = revision
         self._results.append(Commit(True, revision, previous))
         return True
@@ -133,7 +130,7 @@ class _Batch:
             op.event, stamp.revision if isinstance(stamp, Commit) and stamp.applied else None
         )
         self._added[op.stream] = added + 1
-        self._steps.append(_adding(state, event))
+        self._steps.append(partial(state.add, event))
         self._results.append(Appended(event.id))
         return True
 
@@ -146,13 +143,5 @@ class _Batch:
         if sink.stream.frees(event_id, acked):
             name = sink.stream.name
             self._added[name] = self._added.get(name, 0) - 1
-        self._steps.append(_acking(sink, receipt))
+        self._steps.append(partial(sink.ack, receipt))
         return True
-
-
-def _adding(state: StreamState, event: Event) -> Callable[[], object]:
-    return lambda: state.add(event)
-
-
-def _acking(sink: Sink, receipt: str) -> Callable[[], object]:
-    return lambda: sink.ack(receipt)

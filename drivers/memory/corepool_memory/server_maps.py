@@ -155,7 +155,7 @@ class MapSpace:
         if previous is None:  # nothing changes, and the map's own revision shows that
             return Commit(True, self.revision_of(name), None)
         self.revision += 1
-        self._maps[name].drop(key, self.revision)
+        self.drop(name, key, self.revision)
         return Commit(True, self.revision, previous)
 
     def apply(self, name: str, writes: Sequence[Write]) -> list[Commit]:
@@ -206,8 +206,16 @@ class MapSpace:
             state.disposable = True
             self._forget_if_idle(name, state)
 
+    def put(self, name: str, entry: Entry) -> None:
+        """Store an entry of a batch that has been decided."""
+        self.state(name).put(entry)
+
+    def drop(self, name: str, key: str, revision: int) -> None:
+        """Remove an entry, as a batch has decided."""
+        self.state(name).drop(key, revision)
+
     def state(self, name: str) -> MapState:
-        """The map, made if need be: for a batch that has been decided."""
+        """The map, made if need be."""
         state = self._maps.get(name)
         if state is None:
             state = self._maps[name] = MapState(self._floor)
@@ -215,7 +223,7 @@ class MapSpace:
 
     def _put(self, name: str, key: str, value: bytes) -> int:
         self.revision += 1
-        self.state(name).put(Entry(key, value, self.revision))
+        self.put(name, Entry(key, value, self.revision))
         return self.revision
 
     # --- watching -----------------------------------------------------------------------------------------------------

@@ -161,8 +161,9 @@ class Sink:
 
     def _take(self, limit: int) -> tuple[Delivery, ...]:
         taken: list[Delivery] = []
-        due = self._timing.clock.monotonic() + self.ack_wait
+        due = 0.0
         while len(taken) < limit and (event := self._next_event()) is not None:
+            due = due or self._timing.clock.monotonic() + self.ack_wait
             pending = self.pending.get(event.id)
             if pending is None:
                 pending = self.pending[event.id] = Pending()

@@ -79,6 +79,8 @@ class EventLog:
     def following(self, event_id: str) -> Event | None:
         """The first event after the id."""
         order = self._order
+        if not order or order[-1] <= event_id:
+            return None  # mostly: whoever asks has had them all
         for at in range(bisect_right(order, event_id, self._head), len(order)):
             event = self.events.get(order[at])
             if event is not None:

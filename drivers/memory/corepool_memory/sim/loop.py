@@ -186,19 +186,22 @@ class SimLoop(asyncio.BaseEventLoop):
         if context is None:
             context = copy_context()
         node = context.get(CURRENT)
-        due = when if node is None else self._true_instant(node, when)
-        timer = self.at_true_time(due, callback, *args, context=context)
-        timer._when = when
+        timer = SimHandle(callback, args, self, context, when)
+        self.set_timer(timer, when if node is None else self._true_instant(node, when))
         return timer
 
     def at_true_time(self, due: float, callback: Callable[..., object], *args: Any, context: Context) -> SimHandle:
         """`call_at` by true time, whatever the clock of the context's machine shows: for the world itself."""
         timer = SimHandle(callback, args, self, context, due)
+        self.set_timer(timer, due)
+        return timer
+
+    def set_timer(self, timer: SimHandle, due: float) -> None:
+        """`at_true_time` for a handle that is made already."""
         if not self._closed:
             timer._scheduled = True
-            self._timer_order += 1
-            heapq.heappush(self._timers, (due, self._timer_order, timer))
-        return timer
+            self._timer_order = order = self._timer_order + 1
+            heapq.heappush(self._timers, (due, order, timer))
 
     def call_later(
         self, delay: float, callback: Callable[[*_Ts], object], *args: *_Ts, context: Context | None = None
@@ -241,6 +244,10 @@ class SimLoop(asyncio.BaseEventLoop):
     def unpark(self, handles: list[SimHandle]) -> None:
         """Queue what a resumed machine had parked."""
         self._ready.extend(handles)
+
+    def get_debug(self) -> bool:
+        """Never; every future asks."""
+        return False
 
     def create_future(self) -> SimFuture[Any]:
         future: SimFuture[Any] = SimFuture(loop=self)

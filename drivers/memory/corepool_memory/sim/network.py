@@ -26,7 +26,7 @@ import attrs
 
 from corepool_memory.sim.chooser import Chooser, Risk, Site
 from corepool_memory.sim.faults import FaultPlan
-from corepool_memory.sim.loop import SimFuture, SimLoop
+from corepool_memory.sim.loop import SimFuture, SimHandle, SimLoop
 from corepool_memory.sim.node import SimNode
 from corepool_memory.transport import Detach
 
@@ -223,9 +223,12 @@ class Network:
 
     def send(self, channel: _Channel, deliver: Callable[..., None], *message: Any) -> None:
         """Put a message on the wire: ``deliver(*message)`` is its arrival."""
-        link, now = channel.link, self.loop.now
+        link, loop = channel.link, self.loop
+        now, slow = loop.now, link.slow
         delay = self._latencies[channel.latency.choose(_LATENCIES)]
-        if self.strikes(link.slow):
+        if slow.left and not self.calm:  # what `strikes` does, without a call for each message
+            slow.left -= 1
+        elif self.strikes(slow):
             delay += self.plan.faults.slow_seconds * (1 + link.slow_by.choose(_SLOW_STEPS)) / _SLOW_STEPS
         if link.clogged_until > now:
             delay += link.clogged_until - now
@@ -233,7 +236,7 @@ class Network:
         if due < channel.last:
             due = channel.last
         channel.last = due
-        self.loop.at_true_time(due, self._arrive, channel, deliver, message, context=channel.context)
+        loop.set_timer(SimHandle(self._arrive, (channel, deliver, message), loop, channel.context, due), due)
 
     def strikes(self, risk: Risk) -> bool:
         """Whether a fault happens now."""
