@@ -24,6 +24,7 @@ from corepool.driver import (
     Backend,
     Capabilities,
     Commit,
+    CommitResult,
     Delete,
     DeleteKey,
     Entry,
@@ -346,7 +347,9 @@ class Side:
 
     async def _do_commit(self, *symbolic: tuple[Any, ...]) -> Observation:
         ops = [self._op(op) for op in symbolic]
-        result = await self._space.commit(ops)
+        return self._shown(symbolic, await self._space.commit(ops))
+
+    def _shown(self, symbolic: Sequence[tuple[Any, ...]], result: CommitResult) -> Observation:
         void = result.stopped is not None and self._atomic
         shown: list[Observation] = []
         for at, (op, answer) in enumerate(zip(symbolic, result.results, strict=False)):
