@@ -191,7 +191,9 @@ class Cleanup:
         try:
             match record.state:
                 case JobState.STOPPING:
-                    outcome = await context.protocol.remove(key, stored, [record.reply], Verdict.GONE)
+                    outcome = await context.protocol.remove(
+                        key, stored, [record.reply], Verdict.GONE, unseen=not record.started
+                    )
                 case JobState.PENDING | JobState.STARTING | JobState.RUNNING:
                     if record.attempt >= context.options.max_start_attempts and record.state is JobState.STARTING:
                         outcome = await self._give_up(key, stored)
@@ -215,7 +217,9 @@ class Cleanup:
         if stored.record.started:
             failed = transitions.fail(stored.record, reason, self._context.wall())
             return await self._context.protocol.fail(key, stored, failed)
-        return await self._context.protocol.remove(key, stored, [stored.record.reply], Verdict.FAILED, reason)
+        return await self._context.protocol.remove(
+            key, stored, [stored.record.reply], Verdict.FAILED, reason, unseen=True
+        )
 
     # --- a node ------------------------------------------------------------------------------------------------------
 

@@ -264,7 +264,7 @@ class JobCalls:
                     case JobState.PENDING | JobState.FAILED:
                         waiting = stored.record.reply  # whoever deletes an unstarted record answers its dispatcher (R1)
                         fresh = transitions.never_claimed(stored.record)
-                        removal = context.protocol.remove(key, stored, [waiting], Verdict.GONE, by_stranger=fresh)
+                        removal = context.protocol.remove(key, stored, [waiting], Verdict.GONE, unseen=fresh)
                         outcome = await removal
                         if outcome.applied:
                             return ""

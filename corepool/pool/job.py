@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -68,7 +69,7 @@ class OwnedJob:
         self.stored: Stored | None = None
         """The record as this owner last wrote it."""
         self._worker = worker
-        self._payload = b""
+        self._payload: bytes | None = None
         self._token = 0
         self._at_work = self._began = self._fencing = self._in_handler = False
         self._commands: deque[Command] = _NOTHING
@@ -200,10 +201,8 @@ class OwnedJob:
         worker = self._worker
         record = transitions.claim(prior.record, worker.id, worker.context.generation, worker.context.wall())
         receipt = None if bell is None else bell.receipt
-        outcome = await self._persist(
-            "claim",
-            lambda: worker.context.protocol.claim(self.key, prior, record, receipt, read_payload=read_payload),
-        )
+        claim = partial(worker.context.protocol.claim, self.key, prior, record, receipt, read_payload=read_payload)
+        outcome = await self._persist("claim", claim)
         if outcome.applied:
             if bell is not None:
                 bell.taken()
@@ -215,10 +214,10 @@ class OwnedJob:
         record = claimed.record
         if payload is None:
             payload = await self._persist("payload", lambda: self._worker.context.payload(record.job_id))
+        self._payload = payload
         if payload is None:  # written after the record, so it may be on its way (R4)
             await self._start_failed(claimed, "its payload is missing", again=True)
             return
-        self._payload = payload
         self._token = claimed.revision
         token = FencingToken(record.generation, claimed.revision)
         job = Job(self.key, payload, token, record.attempt)
@@ -274,9 +273,9 @@ class OwnedJob:
             failed = transitions.fail(record, reason, context.wall())
             outcome = await self._persist("fail", lambda: context.protocol.fail(self.key, claimed, failed))
         else:
+            remove = partial(context.protocol.remove, unseen=self._payload is None)
             outcome = await self._persist(
-                "withdraw",
-                lambda: context.protocol.remove(self.key, claimed, [record.reply], Verdict.FAILED, reason),
+                "withdraw", lambda: remove(self.key, claimed, [record.reply], Verdict.FAILED, reason)
             )
         if not outcome.applied:
             await self._overtaken(outcome.current)
@@ -308,9 +307,9 @@ class OwnedJob:
         bell = None if command is None else command.bell
         receipt = None if bell is None else bell.receipt
         replies = [] if command is None else [command.event.reply]
-        outcome = await self._persist(
-            "remove", lambda: context.protocol.remove(self.key, stored, replies, receipt=receipt)
-        )
+        unseen = self._payload is None and not record.started
+        remove = partial(context.protocol.remove, self.key, stored, replies, receipt=receipt, unseen=unseen)
+        outcome = await self._persist("remove", remove)
         if outcome.applied:
             self.stored = None
             if bell is not None:
@@ -452,7 +451,9 @@ class OwnedJob:
         record = prior.record
         if record.state is not JobState.RUNNING:
             record = transitions.confirm(record, self._token, context.wall())
-        outcome = await self._persist("restore", lambda: context.protocol.restore(self.key, record, self._payload))
+        outcome = await self._persist(
+            "restore", lambda: context.protocol.restore(self.key, record, self._payload or b"")
+        )
         if outcome.applied:
             self.stored = Stored(record, outcome.revision)
             await context.protocol.answer(prior.record.reply, Verdict.DONE)

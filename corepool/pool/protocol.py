@@ -177,19 +177,19 @@ class JobProtocol:
         verdict: Verdict = Verdict.DONE,
         text: str = "",
         receipt: str | None = None,
-        by_stranger: bool = False,
+        unseen: bool = False,
     ) -> Outcome:
         """The record goes, then all that belongs to it; whoever waits is answered.
 
-        by_stranger: somebody else than its dispatcher removes a job that was never claimed. The dispatcher may be about to
-            write the payload, so the entry that leads to it stays, for the collector (R4).
+        unseen: somebody else than its dispatcher removes a job whose payload nobody has seen. It may be on its way yet, so
+            the entry that leads to it stays, for the collector (R4).
         """
         store, record = self._store, prior.record
         looked_after = record.state not in (JobState.RUNNING, JobState.FAILED)
         after: list[Op] = [DeleteKey(store.payloads, record.job_id)]
         if is_owned_by(record, record.worker):
             after.append(DeleteKey(store.owned(record.worker), key))
-        if not by_stranger:
+        if not unseen:
             after.append(self._unattend(record))
         after.extend(self._answers(replies, verdict, text))
         if receipt is not None:

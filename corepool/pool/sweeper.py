@@ -21,6 +21,9 @@ from corepool.pool.wire import Attention, JobRecord, JobState, MemberState
 
 __all__ = ["Sweeper"]
 
+_PAYLOAD_LATE = 3
+"""Times to live for which a payload may still be on its way, over a connection that its dispatcher has given up."""
+
 _WHILE_THERE = 3
 """Times to live after which the lock of a member that has a record is nobody's."""
 
@@ -81,7 +84,7 @@ class Sweeper:
             if held is None or held[0] != seen:
                 self._seen[name] = held = (seen, now)
             if now - held[1] >= grace and (grace > 0 or self._is_adrift(name, stored)):
-                await self._attend(entry, attention, stored)
+                await self._attend(entry, attention, stored, now - held[1])
         if grace > 0:
             await self._drop_stale_locks()
 
@@ -100,9 +103,9 @@ class Sweeper:
         record = self._context.membership.worker(worker)
         return record is not None and record.state is MemberState.ACTIVE
 
-    async def _attend(self, entry: Entry, attention: Attention, stored: Stored | None) -> None:
+    async def _attend(self, entry: Entry, attention: Attention, stored: Stored | None, unchanged: float) -> None:
         if stored is None:
-            await self._collect(entry, attention)
+            await self._collect(entry, attention, unchanged)
             return
         record, context, key = stored.record, self._context, attention.key
         if transitions.attention_key(record) != entry.key or record.state in (JobState.RUNNING, JobState.FAILED):
@@ -130,11 +133,18 @@ class Sweeper:
         released = transitions.release(stored.record, target, ring.revision, "target is gone", context.wall())
         self.rerouted += (await context.protocol.release(key, stored, released)).applied
 
-    async def _collect(self, entry: Entry, attention: Attention) -> None:
-        """R4: the record does not name this job (any more), and did not for a while: its payload goes, then the entry."""
+    async def _collect(self, entry: Entry, attention: Attention, unchanged: float) -> None:
+        """R4: the record does not name this job (any more), and did not for a while: its payload goes, then the entry.
+
+        Where a commit goes step by step, the payload of a dispatcher that was cut off may come later still: then the entry
+        stays a while longer, or nothing would lead to it.
+        """
         store = self._context.store
         current = await store.job(attention.key)
         if current is not None and current.record.job_id == attention.job_id:
+            return
+        early = not store.atomic and unchanged < _PAYLOAD_LATE * self._context.options.worker_ttl
+        if early and await self._context.payload(attention.job_id) is None:
             return
         self.collected += 1
         await store.namespace.commit(

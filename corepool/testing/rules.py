@@ -299,10 +299,11 @@ class StoreRules:
             if record is not None and self._is_elsewhere(member, who) and member not in self._dead:
                 _fail(f"6 (R12): {who} removed the keep-alive of {member}, whom nobody had declared dead")
         elif after.value.dead:
-            self._dead.add(member)
             silence = self._cluster.now - self._silent_since.get(member, 0.0)
-            if silence < _CLOCKS * self._ttl and record is not None:  # else a slow cleaner comes after a faster one
+            # Else a slow cleaner, or its late request, comes after a faster one: nobody is declared dead twice.
+            if silence < _CLOCKS * self._ttl and record is not None and member not in self._dead:
                 _fail(f"6: {who} declared {member} dead {silence:.3f} s after a sign of life")
+            self._dead.add(member)
         elif before is not None and before.value.dead:  # after the burial a late request of the joiner may still arrive
             _fail(f"6 (R7): {member} was declared dead and gives a sign of life")
         elif member not in self._home:

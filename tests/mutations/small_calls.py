@@ -102,7 +102,7 @@ async def late_after_the_answer(cluster: Cluster) -> None:
     record = tap.strand(both(from_(client.name), writes_job(JobState.PENDING, key)))
     [error] = await gathered(client.dispatch_job(key))
     assert isinstance(error, JobGoneError), f"dispatch of {key!r} ended with {error!r}"
-    await record.arrive()
+    record.arrive()
     await cluster.sleep(0.1 * TTL)  # a start, if there is one, takes less; to the sweeper's next look it is longer
     _judge(cluster)
     assert Store(cluster).job(key) is None, f"3: dispatch of {key!r} raised JobGoneError, but its record is there"

@@ -10,10 +10,11 @@ import pytest
 from corepool import JobExistsError
 from corepool.pool.wire import Attention, JobState, encode
 from corepool.testing import Cluster
+from corepool_memory.sim.errors import NodeCrashed
 
 from .conftest import Simulated
-from .looking import POOL, QUICK, TTL, Store, gathered, keeper, keys_of, nodes
-from .wiretap import Wiretap, both, from_, removes_job, writes_job
+from .looking import FOUND, POOL, QUICK, TTL, Store, gathered, keeper, keys_of, nodes
+from .wiretap import Wiretap, both, from_, removes_job, writes_job, writes_payload
 
 
 def test_one_key_dispatched_by_several_nodes_at_once(simulated: Simulated) -> None:
@@ -152,6 +153,30 @@ def test_the_caller_of_dispatch_is_cancelled_while_there_is_no_worker(simulated:
         assert [key for key in cluster.recorder.tenures if cluster.history(key)] == ["another"]
 
     simulated(scenario, reaches=["the queue was full"])
+
+
+def test_a_payload_that_comes_after_its_job_was_given_up_is_collected(simulated: Simulated) -> None:
+    """A dispatcher dies when it has sent the payload, on a connection that is slow to carry it. Meanwhile a worker finds the
+    record without a payload, and withdraws the job. (Where a commit is all or nothing, all of it comes late: the job runs.)"""
+
+    async def scenario(cluster: Cluster) -> None:
+        tap = Wiretap(cluster)
+        await nodes(cluster, 2, max_start_attempts=2)
+        client = await cluster.node(POOL, client_only=True, **QUICK)
+        store = Store(cluster)
+        sends = both(from_(client.name), writes_payload())
+        tap.before(sends, lambda _: cluster.hit_crash(client.name))
+        stray = tap.strand(sends)
+        [error] = await gathered(client.dispatch_job("k", b"late"))
+        assert isinstance(error, NodeCrashed)
+        assert ("k" in store.jobs()) is not simulated.atomic
+        await cluster.eventually(lambda: not store.jobs(), within=FOUND + 2 * QUICK["ack_grace_period"])
+        await cluster.sleep(2.5 * QUICK["ack_grace_period"])  # the collector has looked, and found nothing to collect
+        stray.arrive()
+        cluster.sometimes("the payload came last", bool(store.map("job_payloads")) and not store.jobs())
+        await store.tidy()
+
+    simulated(scenario, reaches=[] if simulated.atomic else ["the payload came last"])
 
 
 def test_a_doorbell_s_payload_is_of_its_own_job(simulated: Simulated) -> None:

@@ -42,6 +42,7 @@ __all__ = [
     "from_",
     "removes_job",
     "writes_job",
+    "writes_payload",
 ]
 
 T = TypeVar("T")
@@ -100,6 +101,11 @@ def writes_job(state: JobState, key: str | None = None, *, worker: str | None = 
 def removes_job(key: str | None = None) -> Match:
     """A record goes."""
     return lambda request: any(key in (None, op.key) for op in request.deletes("jobs."))
+
+
+def writes_payload() -> Match:
+    """A payload is written."""
+    return lambda request: any(request.sets("job_payloads."))
 
 
 def cleanup_lock(member: str | None = None) -> Match:
@@ -175,12 +181,12 @@ class Stray:
 
     def __init__(self, match: Match) -> None:
         self._match = match
-        self._apply: Callable[[], Awaitable[object]] | None = None
+        self._apply: Callable[[], None] | None = None
         self.request: Request | None = None
         self.fenced = False
         """Its machine has settled since: the store takes it no more."""
 
-    def takes(self, request: Request, apply: Callable[[], Awaitable[object]]) -> bool:
+    def takes(self, request: Request, apply: Callable[[], None]) -> bool:
         if self.request is not None or not self._match(request):
             return False
         self.request, self._apply = request, apply
@@ -189,11 +195,11 @@ class Stray:
     def settled(self, machine: str) -> None:
         self.fenced = self.fenced or (self.request is not None and self.request.machine == machine)
 
-    async def arrive(self) -> None:
+    def arrive(self) -> None:
         """It gets to the store now, which applies it if it still takes it."""
         assert self._apply is not None, "nothing was stranded"
         if not self.fenced:
-            await self._apply()
+            self._apply()
 
 
 class HeldFeed:
@@ -225,6 +231,7 @@ class Wiretap:
         self._after: list[Hook] = []
         self._feeds: list[HeldFeed] = []
         self._strays: list[Stray] = []
+        self._world = None if cluster is None else cluster.world
         self.on_request: list[Callable[[Request], None]] = []
         """Told of every request when it is sent."""
         self.on_delivery: list[Callable[[str, str], None]] = []
@@ -293,7 +300,7 @@ class Wiretap:
         for told in self.on_request:
             told(sent)
         for stray in self._strays:
-            if stray.takes(sent, lambda: inner.call(what, request, write=write)):
+            if stray.takes(sent, lambda: self._run_late(machine, what, request)):
                 raise OutcomeUnknown(f"{what}: the connection broke; it may have been applied, or may still be")
 
         def run(server: Any) -> T:
@@ -308,6 +315,12 @@ class Wiretap:
             if hook.takes(sent):
                 await _done(hook.action(sent))
         return result
+
+    def _run_late(self, machine: str, what: str, request: Callable[[Any], object]) -> None:
+        """Straight on the store: the machine that sent it may be gone."""
+        assert self._world is not None, "only what was sent in a cluster can be stranded"
+        request(self._world.server)
+        self._world.network.on_request(machine, what, None)
 
     def settled(self, machine: str) -> None:
         """Nothing that this machine sent before can be applied any more."""
