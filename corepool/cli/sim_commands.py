@@ -16,7 +16,7 @@ import typer
 from corepool.cli.common import JsonOption, emit, fail, fail_with, note, set_up_logging, stdout
 from corepool.cli.exits import Exit
 from corepool.cli.scenarios import BUILT_IN, Scenario, ScenarioError, load_scenario
-from corepool_memory.sim.errors import TokenError
+from corepool_memory.sim.errors import OtherConditions, TokenError
 from corepool_memory.sim.run import Result
 
 __all__ = ["register"]
@@ -31,6 +31,13 @@ ScenarioOption = Annotated[
 ]
 FaultsOption = Annotated[
     bool, typer.Option("--faults/--no-faults", help="All kinds of faults, drawn per seed; or nothing but latency.")
+]
+
+StepsOption = Annotated[
+    bool,
+    typer.Option(
+        "--steps", help="A store whose commits are not atomic: they are applied one operation after the other."
+    ),
 ]
 
 sim = typer.Typer(
@@ -51,6 +58,7 @@ def run(
     first: Annotated[int, typer.Option(min=0, help="The first seed.")] = 0,
     scenario: ScenarioOption = BUILT_IN,
     faults: FaultsOption = True,
+    steps: StepsOption = False,
     minimise: Annotated[bool, typer.Option(help="Reduce a failure to the decisions that matter.")] = True,
     as_json: JsonOption = False,
 ) -> None:
@@ -58,16 +66,16 @@ def run(
     Run a scenario with one seed after another; one line each.
 
     The seed decides everything: latencies, losses, crashes, partitions, pauses, clocks, and what the clients do. Exits
-    with 1 if a run violated an invariant; its line carries the token that replays it.
+    with 1 if a run violated an invariant; below its line stand the story and the command that replays it.
 
     \b
     Examples:
       corepool sim run --seeds 20
       corepool sim run --seeds 500 --json > runs.jsonl
-      corepool sim run --scenario tests.feeds:scenario
+      corepool sim run --scenario tests.feeds:scenario --steps
     """
     set_up_logging(verbose=False, silent=True)
-    chosen = _load(scenario, faults, as_json)
+    chosen = _load(scenario, as_json, faults=faults, steps=steps)
     began = time.monotonic()
     done = failed = 0
     virtual = 0.0
@@ -81,9 +89,9 @@ def run(
             failed += not result.passed
             virtual += result.virtual_seconds
             if as_json:
-                emit(_as_json(result))
+                emit(_as_json(result, chosen.command))
             else:
-                _print_line(result)
+                _print_line(result, chosen.command)
     except KeyboardInterrupt:
         interrupted = True
     wall = time.monotonic() - began
@@ -91,7 +99,7 @@ def run(
     if interrupted:
         fail("interrupted", Exit.INTERRUPTED)
     if failed:
-        fail(f"{failed} of {seeds} runs violated an invariant; replay one with: corepool sim replay TOKEN", Exit.FOUND)
+        fail(f"{failed} of {seeds} runs violated an invariant", Exit.FOUND)
 
 
 @sim.command()
@@ -99,38 +107,47 @@ def replay(
     token: Annotated[str, typer.Argument(metavar="TOKEN", show_default=False, help="As a failed run printed it.")],
     scenario: ScenarioOption = BUILT_IN,
     faults: FaultsOption = True,
+    steps: StepsOption = False,
+    full: Annotated[bool, typer.Option("--full", help="All of the story, instead of at most 30 lines.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """
-    Tell the story of one run. Exits with 1 if it fails, as it did when the token was made, and with 0 if it passes now.
+    Tell the story of one run, under the options that it was found with. Exits with 1 if it fails, as it did when the
+    token was made, and with 0 if it passes now.
 
     \b
-    Example:
-      corepool sim replay cps1.…
+    Examples:
+      corepool sim replay cps2.…
+      corepool sim replay cps2.… --scenario tests.feeds:scenario --steps --full
     """
     set_up_logging(verbose=False, silent=True)
+    chosen = _load(scenario, as_json, faults=faults, steps=steps)
     try:
-        result = _load(scenario, faults, as_json).run(token=token)
+        result = chosen.run(token=token)
+    except OtherConditions as error:
+        remedy = chosen.remedy(error, token)
+        where = "in the test that printed it" if remedy is None else f"with: {remedy}"
+        fail_with(TokenError(f"{error}, {where}"), Exit.USAGE, as_json=as_json)
     except TokenError as error:
         fail_with(error, Exit.USAGE, as_json=as_json)
     if as_json:
-        emit(_as_json(result) | {"story": list(result.trace)})
+        emit(_as_json(result, chosen.command) | {"story": result.story(full=full)})
     else:
-        for line in result.trace:
-            stdout.print(line, markup=False)
-        stdout.print(result.report("corepool sim replay {token}").splitlines()[0], markup=False)
+        if result.passed:
+            stdout.print("\n".join(result.story(full=full)), markup=False)
+        stdout.print(result.report(chosen.command, full=full), markup=False)
     if not result.passed:
         raise typer.Exit(Exit.FOUND)
 
 
-def _load(name: str, faults: bool, as_json: bool) -> Scenario:
+def _load(name: str, as_json: bool, *, faults: bool, steps: bool) -> Scenario:
     try:
-        return load_scenario(name, faults=faults)
+        return load_scenario(name, faults=faults, steps=steps)
     except ScenarioError as error:
         fail_with(error, Exit.USAGE, as_json=as_json)
 
 
-def _as_json(result: Result) -> dict[str, Any]:
+def _as_json(result: Result, command: str) -> dict[str, Any]:
     violations = [] if result.violation is None else [{"kind": result.violation.kind, "text": result.violation.text}]
     return {
         "seed": result.seed,
@@ -141,10 +158,12 @@ def _as_json(result: Result) -> dict[str, Any]:
         "faults": dict(result.faults),
         "violations": violations,
         "token": result.token,
+        "story": [] if result.passed else result.story(),
+        "replay": result.replay(command),
     }
 
 
-def _print_line(result: Result) -> None:
+def _print_line(result: Result, command: str) -> None:
     faults = _counted(result.faults.items()) or "none"
     stdout.print(
         f"{result.seed:6d} {result.digest:16.16} {result.steps:9,d} {result.virtual_seconds:8.1f} s "
@@ -153,8 +172,7 @@ def _print_line(result: Result) -> None:
     )
     if result.violation is not None:
         stdout.print(f"       [red]VIOLATION[/red] {result.violation.kind}", end=": ")
-        stdout.print(result.violation.text, markup=False)
-        stdout.print(f"       corepool sim replay {result.token}", markup=False)
+        stdout.print(result.report(command), markup=False)
 
 
 def _counted(items: Iterable[tuple[str, int]]) -> str:

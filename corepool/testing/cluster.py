@@ -25,6 +25,7 @@ from corepool.testing.machines import Call, ClusterNode, HandlerSource, Machine
 from corepool.testing.recording import Recorder, StoryLog, Tenure
 from corepool_memory.options import MemoryOptions
 from corepool_memory.server import Checkpoint
+from corepool_memory.sim.conditions import expression
 from corepool_memory.sim.faults import Faults
 from corepool_memory.sim.loop import Budgets
 from corepool_memory.sim.node import SimNode
@@ -280,6 +281,9 @@ def simulate_cluster(
             faults=faults,
             budgets=budgets,
             name=name,
+            conditions=None
+            if store_options in (None, MemoryOptions())
+            else {"store_options": expression(store_options)},
             most_replays=most_replays,
             most_seconds=most_seconds,
         )

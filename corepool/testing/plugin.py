@@ -78,7 +78,7 @@ def corepool_simulation(request: pytest.FixtureRequest) -> SimulationRunner:
 
     config = request.config
     return SimulationRunner(
-        test=request.node.nodeid,
+        test=str(config.cwd_relative_nodeid(request.node.nodeid)),
         seeds=config.getoption("--corepool-seeds"),
         default_seeds=_DEFAULT_SEEDS,
         first_seed=config.getoption("--corepool-first-seed") or 0,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from corepool_memory.sim.token import decode_token, encode_token
 from tests.cli.interrupts import heeding_interrupts
 
 SCENARIOS = """
@@ -28,6 +30,13 @@ async def good(cluster):
 
 async def bad(cluster):
     assert cluster.choose(4, "luck") != 3, "out of luck"
+
+async def long(cluster):
+    node = await cluster.node("p", worker=Keeper)
+    for turn in range(40):
+        cluster.tell(f"turn {turn}")
+        await node.dispatch_job(f"k{turn}")
+    assert cluster.choose(4, "luck") == 0, "out of luck"
 
 async def stuck(cluster):
     one, other = asyncio.Lock(), asyncio.Lock()
@@ -93,6 +102,83 @@ def test_a_violation_exits_with_1_and_its_token_replays_it(folder: Path) -> None
         assert isinstance(story["story"], list)
 
 
+OPTIONS = ([], ["--no-faults"], ["--steps"], ["--no-faults", "--steps", "--no-minimise"])
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
+def test_the_command_that_a_violation_prints_replays_that_very_run(options: list[str], folder: Path) -> None:
+    arguments = ["run", "--seeds", "1", "--first", "5", "--scenario", "scenarios:long", *options]
+    done = sim(folder, *arguments)
+    assert done.returncode == 1, done.stdout + done.stderr
+    said = done.stdout.splitlines()
+    [command] = [line.removeprefix("replay: ") for line in said if "corepool sim replay" in line]
+    told = said[1 + next(at for at, line in enumerate(said) if line.startswith("what happened")) :][:30]
+    assert "what happened" in done.stdout.partition("VIOLATION")[2]
+    [line] = map(json.loads, sim(folder, *arguments, "--json").stdout.splitlines())
+    assert line["replay"] == command
+    assert line["violations"][0]["text"].splitlines()[0] in done.stdout
+    assert line["story"] == told[: len(line["story"])]
+    assert 0 < len(line["story"]) <= 30
+    again = sim(folder, *shlex.split(command)[2:], "--json")
+    assert again.returncode == 1, again.stdout + again.stderr
+    replayed = json.loads(again.stdout)
+    same = ("seed", "digest", "steps", "violations", "token", "story", "replay")
+    assert {name: replayed[name] for name in same} == {name: line[name] for name in same}
+
+
+def test_a_replay_is_told_in_thirty_lines_unless_all_are_asked_for(folder: Path) -> None:
+    [line] = map(json.loads, _failing(folder, "--no-faults").stdout.splitlines())
+    command = shlex.split(line["replay"])[2:]
+    short, full = sim(folder, *command).stdout, sim(folder, *command, "--full").stdout
+    assert len(short.splitlines()) <= 36
+    assert "more events" in short
+    assert all(f"turn {turn}\n" in full for turn in range(40))
+    assert short.splitlines()[-1] == full.splitlines()[-1] == f"replay: {line['replay']}"
+    assert len(json.loads(sim(folder, *command, "--json").stdout)["story"]) == 30
+    assert len(json.loads(sim(folder, *command, "--json", "--full").stdout)["story"]) > 80
+
+
+def _failing(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return sim(folder, "run", "--seeds", "1", "--first", "5", "--scenario", "scenarios:long", "--json", *options)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "here", "differs"),
+    [
+        (
+            ["--steps"],
+            [],
+            "store_options=MemoryOptions(atomic_commit=False), and this run has the default store_options",
+        ),
+        (
+            [],
+            ["--steps"],
+            "the default store_options, and this run has store_options=MemoryOptions(atomic_commit=False)",
+        ),
+        (["--no-faults"], [], "the default faults, and this run has faults=Faults.everything()"),
+    ],
+)
+def test_a_token_replays_under_what_it_was_recorded_with(
+    recorded: list[str], here: list[str], differs: str, folder: Path
+) -> None:
+    [line] = map(json.loads, _failing(folder, *recorded).stdout.splitlines())
+    wrong = sim(folder, "replay", line["token"], "--scenario", "scenarios:long", *here)
+    assert wrong.returncode == 2, wrong.stdout + wrong.stderr
+    assert differs in wrong.stderr
+    [remedy] = [words for words in wrong.stderr.splitlines() if "corepool sim replay" in words]
+    assert remedy.rpartition("with: ")[2] == line["replay"]
+
+
+def test_a_token_of_a_test_with_faults_of_its_own_belongs_there(folder: Path) -> None:
+    [line] = map(json.loads, _failing(folder, "--no-faults").stdout.splitlines())
+    token = decode_token(line["token"])
+    token.conditions["faults"] = "Faults(crash_every=60.0)"  # type: ignore[index]
+    wrong = sim(folder, "replay", encode_token(token), "--scenario", "scenarios:long")
+    assert wrong.returncode == 2, wrong.stdout + wrong.stderr
+    assert "faults=Faults(crash_every=60.0)" in wrong.stderr
+    assert "in the test that printed it" in wrong.stderr
+
+
 def test_a_deadlock_names_both_tasks(folder: Path) -> None:
     done = sim(folder, "run", "--seeds", "1", "--no-faults", "--scenario", "scenarios:stuck")
     assert done.returncode == 1
@@ -111,7 +197,8 @@ def test_a_deadlock_names_both_tasks(folder: Path) -> None:
         (["run", "--scenario", "script:f"], "cannot load script:f: the code asked to end the process"),
         (["run", "--seeds", "0"], "seeds"),
         (["replay", "nonsense"], "token"),
-        (["replay", "cps1.AAAA"], "token"),
+        (["replay", "cps2.AAAA"], "token"),
+        (["replay", "cps1.AAAA"], "an earlier version wrote it"),
     ],
 )
 def test_wrong_arguments_exit_with_2_and_say_why(arguments: list[str], says: str, folder: Path) -> None:
@@ -122,7 +209,7 @@ def test_wrong_arguments_exit_with_2_and_say_why(arguments: list[str], says: str
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("arguments", [["run", "--scenario", "scenarios:missing"], ["replay", "cps1.AAAA"]])
+@pytest.mark.parametrize("arguments", [["run", "--scenario", "scenarios:missing"], ["replay", "cps2.AAAA"]])
 def test_a_script_reads_what_was_wrong(arguments: list[str], folder: Path) -> None:
     done = sim(folder, *arguments, "--json")
     assert done.returncode == 2

@@ -86,10 +86,10 @@ def test_every_damage_is_refused() -> None:
         text + text[5:],
         text.upper(),
         "",
-        "cps1.",
+        "cps2.",
         "cps9." + text[5:],
         text + " ",
-        "cps1.é",
+        "cps2.é",
     ]
     for wrong in damaged:
         with pytest.raises(TokenError):
@@ -114,7 +114,7 @@ def test_a_token_that_is_not_canonical_is_refused() -> None:
         packed = msgspec.msgpack.encode(content)
         body = hashlib.blake2b(packed, digest_size=4).digest() + zlib.compress(packed)
         with pytest.raises(TokenError):
-            decode_token("cps1." + base64.urlsafe_b64encode(body).rstrip(b"=").decode())
+            decode_token("cps2." + base64.urlsafe_b64encode(body).rstrip(b"=").decode())
 
 
 def test_a_bomb_is_refused() -> None:
@@ -122,7 +122,7 @@ def test_a_bomb_is_refused() -> None:
 
     body = b"\0\0\0\0" + zlib.compress(b"\0" * (1 << 26), 9)
     with pytest.raises(TokenError):
-        decode_token("cps1." + base64.urlsafe_b64encode(body).rstrip(b"=").decode())
+        decode_token("cps2." + base64.urlsafe_b64encode(body).rstrip(b"=").decode())
 
 
 def test_two_of_two_hundred_are_found() -> None:

@@ -13,9 +13,9 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from corepool.driver import ABSENT, REVISION
-from corepool_memory.sim.errors import SimulationFailed, TokenError
+from corepool_memory.sim.errors import OtherConditions, SimulationFailed, TokenError
 from corepool_memory.sim.faults import Faults
-from corepool_memory.sim.run import simulate
+from corepool_memory.sim.run import Violation, simulate
 from corepool_memory.sim.world import World
 
 PROGRAM = """
@@ -228,6 +228,57 @@ def test_a_token_of_another_scenario_is_refused() -> None:
         simulate(one_cleaner_fails, token=token)
 
 
+async def fails_at_once(world: World) -> None:
+    raise ValueError(world.chooser.choose(4, "scenario:luck"))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "here"),
+    [
+        (Faults.everything(), None),
+        (None, Faults.everything()),
+        (Faults(crash_every=60.0), Faults(crash_every=61.0)),
+    ],
+)
+def test_a_token_of_a_run_under_other_faults_is_refused(recorded: Faults | None, here: Faults | None) -> None:
+    token = simulate(fails_at_once, faults=recorded).token
+    assert simulate(fails_at_once, faults=recorded, token=token).token == token
+    with pytest.raises(OtherConditions, match=r"recorded with .*faults, and|recorded with faults=Faults") as refused:
+        simulate(fails_at_once, faults=here, token=token)
+    assert refused.value.recorded.keys() == ({"faults"} if recorded else set())
+
+
+def test_a_token_of_the_subjects_other_options_is_refused() -> None:
+    token = simulate(fails_at_once, conditions={"store_options": "MemoryOptions(atomic_commit=False)"}).token
+    with pytest.raises(OtherConditions, match=r"atomic_commit=False\), and this run has the default store_options"):
+        simulate(fails_at_once, token=token)
+
+
+def test_a_report_tells_the_faults_that_happened_and_no_others() -> None:
+    async def unlucky(world: World) -> None:
+        world.add_node("a")
+        world.crash("a")
+        raise ValueError
+
+    async def lucky(_world: World) -> None:
+        raise ValueError
+
+    found = [simulate(unlucky), simulate(lucky), simulate(lucky, faults=Faults(crash_every=0.1, swarm=False))]
+    reports = [result.report() for result in found]
+    assert "faults: 1 crash)" in reports[0]
+    assert "without any fault or delay but those of the scenario itself" in reports[0]
+    assert all("faults: none but latency)" in report for report in reports[1:])
+    assert all(report.splitlines()[-3].endswith("without any fault or delay") for report in reports[1:])
+
+
+def test_a_replay_is_the_run_of_its_token_reduced_or_not() -> None:
+    found = next(
+        result for seed in range(200) if not (result := simulate(one_cleaner_fails, seed=seed, most_replays=0)).passed
+    )
+    replayed = simulate(one_cleaner_fails, token=found.token)
+    assert (replayed.digest, replayed.token, replayed.decisions) == (found.digest, found.token, None)
+
+
 def test_code_that_is_no_function_of_its_seed_is_told_so() -> None:
     lengths = iter(range(1, 1000))
 
@@ -337,3 +388,29 @@ def test_teardown_closes_what_a_run_left_without_a_sound() -> None:
     result = simulate(scenario, faults=Faults.network()).check()
     assert result.virtual_seconds == 1.0
     assert closed == ["closed", "closed"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("after every step: 2 (R1): node-1 removed 'k1'", "after every step: 2 (R1): node-3 removed 'k0'", True),
+        ("after every step: 2 (R1): node-1 removed 'k1'", "after every step: 4: a record was overwritten", False),
+        ("InvariantViolated: 10: k0 is pending", "InvariantViolated: 11: payloads and jobs differ", False),
+        ("AssertionError: 3 jobs are gone", "AssertionError: 4 jobs are gone", True),
+        ("", "ValueError", True),
+    ],
+)
+def test_a_failure_is_reduced_to_one_of_the_same_invariant(one: str, other: str, alike: bool) -> None:
+    assert Violation("raised", "at here", one).is_like(Violation("raised", "at here", other)) == alike
+    assert not Violation("raised", "at here", one).is_like(Violation("raised", "elsewhere", one))
+
+
+def test_reducing_keeps_to_the_invariant_that_was_violated() -> None:
+    async def scenario(world: World) -> None:
+        unlucky = world.chooser.choose(2, "scenario:luck")
+        raise AssertionError(f"{1 + unlucky}: unlucky or not")
+
+    found = [simulate(scenario, seed=seed) for seed in range(20)]
+    assert {str(result.violation.text)[:18] for result in found if result.violation and result.decisions} == {
+        "AssertionError: 2:"
+    }

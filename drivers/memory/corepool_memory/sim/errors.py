@@ -8,6 +8,8 @@ Neighbours: raised by the loop and the world, caught by ``simulate``; `NodeCrash
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 __all__ = [
     "BudgetExceeded",
     "DeadlockError",
@@ -15,6 +17,7 @@ __all__ = [
     "LivelockError",
     "NodeCrashed",
     "NotInTime",
+    "OtherConditions",
     "SimulationError",
     "SimulationFailed",
     "SimulationUnsupported",
@@ -61,3 +64,14 @@ class SimulationUnsupported(SimulationError, NotImplementedError):
 
 class TokenError(SimulationError, ValueError):
     """A replay token is damaged, was written by another version, or belongs to another scenario."""
+
+
+class OtherConditions(TokenError):
+    """A replay token was recorded under other faults, or on another store, than it is to be replayed with.
+
+    recorded: what it was recorded with, where that is not the default.
+    """
+
+    def __init__(self, text: str, *, recorded: Mapping[str, str]) -> None:
+        super().__init__(text)
+        self.recorded = recorded

@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import platform
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
@@ -28,118 +27,20 @@ import attrs
 import corepool.driver
 import corepool_memory
 from corepool_memory.sim.chooser import Chooser, Deviations, SeededChooser, SparseChooser
+from corepool_memory.sim.conditions import expression, refuse_others
 from corepool_memory.sim.deadlock import describe_stuck, describe_wait
-from corepool_memory.sim.errors import DeadlockError, SimulationError, SimulationFailed, TokenError
+from corepool_memory.sim.errors import DeadlockError, SimulationError, TokenError
 from corepool_memory.sim.faults import Faults
 from corepool_memory.sim.loop import Budgets, SimLoop, tasks_of
 from corepool_memory.sim.minimise import minimise
 from corepool_memory.sim.token import ReplayToken, decode_token, encode_token, scenario_hash
 from corepool_memory.sim.trace import Moment
+from corepool_memory.sim.verdict import Result, Violation
 from corepool_memory.sim.world import World, torn_out
 
 __all__ = ["Result", "Violation", "simulate"]
 
 S = TypeVar("S")
-
-_STORY_LINES = 30
-
-
-@attrs.frozen(slots=True)
-class Violation:
-    """What a run found.
-
-    kind: ``raised`` (the scenario did), ``invariant``, ``deadlock``, ``budget``, or ``left over`` (unretrieved
-        exceptions and tasks that nobody awaits, found at the end).
-    signature: tells this failure from others of the same scenario: the kind, the exception and where it was raised.
-    text: for people.
-    error: the exception.
-    """
-
-    kind: str
-    signature: str
-    text: str
-    error: BaseException | None = attrs.field(default=None, eq=False)
-
-
-@attrs.frozen(slots=True, kw_only=True)
-class Result:
-    """The verdict of a run.
-
-    digest: of all that happened; equal digests, equal runs.
-    steps, virtual_seconds, wall_seconds: how long it took.
-    plan: the kinds of faults the run drew. faults: how often each kind happened.
-    sometimes: how often each named situation was reached.
-    trace: the story, oldest first.
-    violation: None if all went well.
-    token: replays the run; of a failed one, reduced to the decisions that matter.
-    decisions: those decisions; None if they all come from the seed.
-    reproducible: whether a failure, replayed with all of its decisions, was the same.
-    """
-
-    scenario: str
-    seed: int
-    digest: str
-    steps: int
-    virtual_seconds: float
-    wall_seconds: float
-    plan: str
-    faults: Mapping[str, int]
-    sometimes: Mapping[str, int]
-    trace: tuple[str, ...]
-    violation: Violation | None
-    token: str
-    decisions: Deviations | None
-    reproducible: bool = True
-
-    @property
-    def passed(self) -> bool:
-        return self.violation is None
-
-    def report(self, command: str | None = None) -> str:
-        """Everything a person needs to start: seed, token, story, versions, and one command that replays the run.
-
-        command: with ``{token}`` where the token goes.
-        """
-        if self.violation is None:
-            return f"{self.scenario} passed with seed {self.seed}: {self.steps} steps, {self.virtual_seconds:.3f} virtual s"
-        lines = [f"{self.scenario} failed with seed {self.seed}: {self.violation.text}"]
-        if not self.reproducible:
-            lines.append(
-                "NOT REPRODUCIBLE: the same decisions led to another run. Something in the code under test does not come from "
-                "the seed: the time or random module, uuid, id(), the order of a set of strings, or asyncio.as_completed over "
-                "coroutines (give it tasks). Fix that first."
-            )
-        lines.append("")
-        lines.append(f"what happened (virtual seconds, machine, event; faults: {self.plan}):")
-        lines.extend(_shortened(self.trace))
-        if self.decisions is not None:
-            lines.append(f"decisions that matter: {_decisions(self.decisions)}")
-        lines.append(f"Python {platform.python_version()}, digest {self.digest}")
-        lines.append("replay: " + (command or "simulate(scenario, token='{token}')").replace("{token}", self.token))
-        return "\n".join(lines)
-
-    def check(self, command: str | None = None) -> Result:
-        """Return itself if the run passed.
-
-        Raises:
-            SimulationFailed: it did not; the message is the report.
-        """
-        if self.violation is not None:
-            raise SimulationFailed(self.report(command)) from self.violation.error
-        return self
-
-
-def _shortened(trace: tuple[str, ...]) -> list[str]:
-    if len(trace) <= _STORY_LINES:
-        return list(trace)
-    head, tail = _STORY_LINES // 3, _STORY_LINES - _STORY_LINES // 3 - 1
-    return [*trace[:head], f"... {len(trace) - head - tail} more events ...", *trace[-tail:]]
-
-
-def _decisions(decisions: Deviations) -> str:
-    listed = [f"{label}[{ordinal}]={value}" for (label, ordinal), value in list(decisions.items())[:12]]
-    more = len(decisions) - len(listed)
-    return (", ".join(listed) + (f" and {more} more" if more else "")) or "none: it fails without any fault or delay"
 
 
 # --- one run ---------------------------------------------------------------------------------------------------------
@@ -153,6 +54,17 @@ class _Setup:
     seed: int
     faults: Faults
     budgets: Budgets
+    conditions: Mapping[str, str]
+
+    def token(self, deviations: Deviations | None) -> str:
+        return encode_token(ReplayToken(scenario_hash(self.name), self.seed, deviations, self.conditions))
+
+
+def _faults(faults: Faults | None) -> dict[str, str]:
+    """As a condition: nothing, if they are the default."""
+    if faults is None or faults == Faults.network():
+        return {}
+    return {"faults": expression(faults, everything=Faults.everything())}
 
 
 def _once(setup: _Setup, chooser: Chooser) -> Result:
@@ -322,6 +234,7 @@ def simulate(
     faults: Faults | None = None,
     budgets: Budgets | None = None,
     name: str | None = None,
+    conditions: Mapping[str, str] | None = None,
     most_replays: int = 300,
     most_seconds: float = 20.0,
 ) -> Result: ...
@@ -335,6 +248,7 @@ def simulate(
     faults: Faults | None = None,
     budgets: Budgets | None = None,
     name: str | None = None,
+    conditions: Mapping[str, str] | None = None,
     most_replays: int = 300,
     most_seconds: float = 20.0,
 ) -> Result: ...
@@ -347,6 +261,7 @@ def simulate(
     faults: Faults | None = None,
     budgets: Budgets | None = None,
     name: str | None = None,
+    conditions: Mapping[str, str] | None = None,
     most_replays: int = 300,
     most_seconds: float = 20.0,
 ) -> Result:
@@ -355,22 +270,23 @@ def simulate(
     scenario: ``async def scenario(world)``; it raises (an ``assert``) if what it wants to see does not happen.
     subject: makes what the scenario gets from the world (a cluster); by default the world itself.
     seed: decides everything, unless there is a ``token``.
-    token: replay this run instead, of the same scenario.
+    token: replay this run instead, of the same scenario. It is not reduced any further.
     faults: what may go wrong; by default nothing but latency.
     budgets: when to give up a run that does not end.
     name: stands for the scenario in reports and tokens; by default its qualified name.
+    conditions: what else the run depends on and is not the default: options of the subject, as expressions, by name. They go
+        into the token, which replays under the same conditions alone.
     most_replays, most_seconds: how much to spend on reducing a failure; 0 replays: do not.
 
     Raises:
-        TokenError: the token is damaged, or belongs to another scenario.
+        TokenError: the token is damaged, or belongs to another scenario (`OtherConditions`: to other faults or conditions).
         RuntimeError: an event loop is running in this thread already.
     """
     _refuse_running_loop()
     if name is None:
         name = str(getattr(scenario, "__qualname__", type(scenario).__name__))
-    hashed = scenario_hash(name)
     replay = None if token is None else decode_token(token)
-    if replay is not None and replay.scenario != hashed:
+    if replay is not None and replay.scenario != scenario_hash(name):
         raise TokenError(f"the token was recorded with another scenario than {name!r}; select the test it belongs to")
     setup = _Setup(
         scenario=scenario,
@@ -379,22 +295,23 @@ def simulate(
         seed=seed if replay is None else replay.seed,
         faults=faults or Faults.network(),
         budgets=budgets or Budgets(),
+        conditions={**_faults(faults), **(conditions or {})},
     )
+    if replay is not None:
+        refuse_others(replay.conditions, setup.conditions)
     if replay is not None and replay.deviations is not None:
         result = _once(setup, SparseChooser(replay.deviations))
-        return attrs.evolve(result, token=encode_token(replay), decisions=replay.deviations)
+        return attrs.evolve(result, token=setup.token(replay.deviations), decisions=replay.deviations)
     chooser = SeededChooser(setup.seed)
-    result = attrs.evolve(
-        _once(setup, chooser), token=encode_token(ReplayToken(scenario=hashed, seed=setup.seed, deviations=None))
-    )
-    if result.violation is None or most_replays <= 0:
+    result = attrs.evolve(_once(setup, chooser), token=setup.token(None))
+    if result.violation is None or replay is not None or most_replays <= 0:
         return result
     return _reduced(setup, result, chooser.recorded, most_replays, most_seconds)
 
 
 def _reduced(setup: _Setup, found: Result, recorded: Deviations, most_replays: int, most_seconds: float) -> Result:
-    assert found.violation is not None
-    signature = found.violation.signature
+    violation = found.violation
+    assert violation is not None
     again = _once(setup, SparseChooser(recorded))
     if again.digest != found.digest:
         return attrs.evolve(found, reproducible=False)
@@ -404,15 +321,14 @@ def _reduced(setup: _Setup, found: Result, recorded: Deviations, most_replays: i
     def fails(deviations: Deviations) -> bool:
         nonlocal best
         result = _once(setup, SparseChooser(deviations))
-        alike = result.violation is not None and result.violation.signature == signature
+        alike = violation.is_like(result.violation)
         if alike:
             best = (result, deviations)
         return alike
 
     minimise(recorded, fails, most_replays=most_replays, give_up=lambda: time.monotonic() > until)
     result, decisions = best  # the search only ever moves to something smaller, so the last that failed is the smallest
-    token = encode_token(ReplayToken(scenario=scenario_hash(setup.name), seed=setup.seed, deviations=decisions))
-    return attrs.evolve(result, token=token, decisions=dict(decisions))
+    return attrs.evolve(result, token=setup.token(decisions), decisions=dict(decisions))
 
 
 def _the_world(world: World) -> World:

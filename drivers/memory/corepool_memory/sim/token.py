@@ -6,9 +6,10 @@ form), so that a damaged token is refused instead of replaying something else.
 Neighbours: written and read by :mod:`~corepool_memory.sim.run`; the decisions are those of
 :mod:`~corepool_memory.sim.chooser`.
 
-Form: ``cps1.`` and, in base64url without padding, a 4-byte checksum of the rest, then the deflated MessagePack of
-``[scenario, seed, decisions]``; ``decisions`` is nil (all are drawn from the seed) or an array of
-``[label, [ordinal, value, ...]]``.
+Form: ``cps2.`` and, in base64url without padding, a 4-byte checksum of the rest, then the deflated MessagePack of
+``[scenario, seed, decisions, conditions]``; ``decisions`` is nil (all are drawn from the seed) or an array of
+``[label, [ordinal, value, ...]]``; ``conditions`` is a map of strings. ``cps1.`` had none of those: it is refused, for
+nobody can tell whether it would replay the run that it was recorded of.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import base64
 import binascii
 import hashlib
 import zlib
+from collections.abc import Mapping
 from typing import Final
 
 import attrs
@@ -27,7 +29,8 @@ from corepool_memory.sim.errors import TokenError
 
 __all__ = ["ReplayToken", "decode_token", "encode_token", "scenario_hash"]
 
-_PREFIX: Final = "cps1."
+_PREFIX: Final = "cps2."
+_BEFORE: Final = "cps1."
 _CHECKSUM_BYTES: Final = 4
 _MOST_CHARACTERS: Final = 1 << 20
 _MOST_BYTES: Final = 1 << 24
@@ -40,17 +43,20 @@ class ReplayToken:
     scenario: `scenario_hash` of the scenario it was recorded with.
     seed: feeds the machines' own random numbers (ids, jitter), and the decisions if there are none recorded.
     deviations: the decisions that are not the default; None if all are to be drawn from the seed.
+    conditions: what else the run depends on and is not the default (:mod:`~corepool_memory.sim.conditions`).
     """
 
     scenario: str
     seed: int
     deviations: Deviations | None
+    conditions: Mapping[str, str] = attrs.field(factory=dict[str, str])
 
 
 class _Wire(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
     scenario: str
     seed: int
     decisions: list[tuple[str, list[int]]] | None
+    conditions: dict[str, str]
 
 
 def scenario_hash(name: str) -> str:
@@ -71,6 +77,11 @@ def decode_token(text: str) -> ReplayToken:
     Raises:
         TokenError: it is not one, it is damaged, or another version wrote it.
     """
+    if text.startswith(_BEFORE):
+        raise TokenError(
+            f"this replay token starts with {_BEFORE!r}: an earlier version wrote it, which did not record the faults and the "
+            "store of the run; run the same seed, or the test that printed it, to get a new one"
+        )
     if not text.startswith(_PREFIX):
         found = text[:16]
         raise TokenError(
@@ -98,7 +109,8 @@ def decode_token(text: str) -> ReplayToken:
         wire = msgspec.msgpack.decode(packed, type=_Wire)
     except (msgspec.DecodeError, RecursionError) as error:
         raise TokenError(f"the replay token cannot be read: {error}") from None
-    token = ReplayToken(wire.scenario, wire.seed, None if wire.decisions is None else _unpack(wire.decisions))
+    deviations = None if wire.decisions is None else _unpack(wire.decisions)
+    token = ReplayToken(wire.scenario, wire.seed, deviations, wire.conditions)
     if _pack(token) != packed:
         raise TokenError("the replay token is not in canonical form: it was edited")
     return token
@@ -123,7 +135,7 @@ def _pack(token: ReplayToken) -> bytes:
         for (label, ordinal), value in sorted(token.deviations.items()):
             by_label.setdefault(label, []).extend((ordinal, value))
         decisions = list(by_label.items())
-    return msgspec.msgpack.encode(_Wire(token.scenario, token.seed, decisions))
+    return msgspec.msgpack.encode(_Wire(token.scenario, token.seed, decisions, dict(sorted(token.conditions.items()))))
 
 
 def _checksum(deflated: bytes) -> bytes:

@@ -107,9 +107,12 @@ class World:
             raise ValueError(f"there is a machine {name!r} already; restart it, or choose another name")
         steps = self.chooser.choose(_SKEW_STEPS, f"skew:{name}")
         node = SimNode(name, wall_offset=self.plan.wall_skew * _centred(steps))
+        if node.wall_offset:
+            self.trace.faults["clock that is off"] += 1
         self._boot(node)
         drift = self.plan.drift * _centred(self.chooser.choose(_SKEW_STEPS, f"drift:{name}"))
         if drift:
+            self.trace.faults["clock that drifts"] += 1
             node.set_rate(1.0 + drift, self.now)
         return node
 
