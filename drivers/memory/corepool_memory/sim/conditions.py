@@ -43,7 +43,7 @@ def refuse_others(recorded: Mapping[str, str], here: Mapping[str, str]) -> None:
         return
     raise OtherConditions(
         f"the token was recorded with {_said(recorded, differing)}, and this run has {_said(here, differing)}: that would be "
-        "another run; replay it with what it was recorded with",
+        "another run; replay it with the same",
         recorded=recorded,
     )
 

@@ -42,6 +42,9 @@ __all__ = ["Result", "Violation", "simulate"]
 
 S = TypeVar("S")
 
+_LONGER = 2
+"""How many times longer than the shortest failure found a replay may be, when it is sought to reduce it."""
+
 
 # --- one run ---------------------------------------------------------------------------------------------------------
 
@@ -316,19 +319,29 @@ def _reduced(setup: _Setup, found: Result, recorded: Deviations, most_replays: i
     if again.digest != found.digest:
         return attrs.evolve(found, reproducible=False)
     until = time.monotonic() + most_seconds
-    best = (again, recorded)
+    best = again
 
-    def fails(deviations: Deviations) -> bool:
+    def replay(deviations: Deviations) -> Deviations | None:
         nonlocal best
-        result = _once(setup, SparseChooser(deviations))
-        alike = violation.is_like(result.violation)
-        if alike:
-            best = (result, deviations)
-        return alike
+        chooser = SparseChooser(deviations)
+        result = _once(_cut_short(setup, best), chooser)
+        if not violation.is_like(result.violation):
+            return None
+        best = result
+        return chooser.recorded
 
-    minimise(recorded, fails, most_replays=most_replays, give_up=lambda: time.monotonic() > until)
-    result, decisions = best  # the search only ever moves to something smaller, so the last that failed is the smallest
-    return attrs.evolve(result, token=setup.token(decisions), decisions=dict(decisions))
+    decisions = minimise(recorded, replay, most_replays=most_replays, give_up=lambda: time.monotonic() > until)
+    # Each time that it failed was with something smaller, so the last one was with these.
+    return attrs.evolve(best, token=setup.token(decisions), decisions=decisions)
+
+
+def _cut_short(setup: _Setup, best: Result) -> _Setup:
+    """With a budget of some times what the failure takes so far: a replay that is much longer mostly does not fail at all."""
+    assert best.violation is not None
+    if best.violation.kind == "budget":
+        return setup
+    steps = min(setup.budgets.steps, _LONGER * best.steps + 1000)
+    return attrs.evolve(setup, budgets=attrs.evolve(setup.budgets, steps=steps))
 
 
 def _the_world(world: World) -> World:
