@@ -23,6 +23,7 @@ Fixtures:
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -77,8 +78,11 @@ def corepool_simulation(request: pytest.FixtureRequest) -> SimulationRunner:
     from corepool.testing.fixtures import SimulationRunner
 
     config = request.config
+    file, separator, inside = request.node.nodeid.partition("::")
+    # From pytest's root to where the command line was typed: there the report's command has to find the test.
+    here = os.path.relpath(config.rootpath / file, config.invocation_params.dir).replace(os.sep, "/")
     return SimulationRunner(
-        test=str(config.cwd_relative_nodeid(request.node.nodeid)),
+        test=f"{here}{separator}{inside}",
         seeds=config.getoption("--corepool-seeds"),
         default_seeds=_DEFAULT_SEEDS,
         first_seed=config.getoption("--corepool-first-seed") or 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,16 @@ def test_a_failure_prints_one_command_that_replays_it(tmp_path: Path) -> None:
     assert "the second was first" in again.stdout
     assert token in again.stdout
     assert "1 failed" in again.stdout
+
+
+def test_the_command_fits_the_folder_that_it_is_printed_in(tmp_path: Path) -> None:
+    """A node id is relative to pytest's root; what a person types, to the folder they are in."""
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "test_bad.py").write_text(BAD)
+    said = _pytest(tmp_path / "inner", "test_bad.py::test_race").stdout
+    test, token = re.findall(r"replay: pytest (\S+) --corepool-replay (\S+)", said)[0]
+    assert "the second was first" in _pytest(tmp_path / "inner", test, "--corepool-replay", token).stdout
 
 
 def test_a_token_of_another_test_is_refused(tmp_path: Path) -> None:
