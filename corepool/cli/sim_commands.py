@@ -126,8 +126,8 @@ def replay(
         result = chosen.run(token=token)
     except OtherConditions as error:
         remedy = chosen.remedy(error, token)
-        where = "in the test that printed it" if remedy is None else f"with: {remedy}"
-        fail_with(TokenError(f"{error}, {where}"), Exit.USAGE, as_json=as_json)
+        advice = f": {remedy}" if remedy else ", in the test that printed it"
+        fail_with(TokenError(f"{error}{advice}"), Exit.USAGE, as_json=as_json)
     except TokenError as error:
         fail_with(error, Exit.USAGE, as_json=as_json)
     if as_json:

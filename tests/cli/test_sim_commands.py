@@ -166,7 +166,7 @@ def test_a_token_replays_under_what_it_was_recorded_with(
     assert wrong.returncode == 2, wrong.stdout + wrong.stderr
     assert differs in wrong.stderr
     [remedy] = [words for words in wrong.stderr.splitlines() if "corepool sim replay" in words]
-    assert remedy.rpartition("with: ")[2] == line["replay"]
+    assert remedy.rpartition("the same: ")[2] == line["replay"]
 
 
 def test_a_token_of_a_test_with_faults_of_its_own_belongs_there(folder: Path) -> None:

@@ -44,8 +44,10 @@ def run_simulated(plan: Plan, seed: int) -> None:
     result = simulate_cluster(scenario, seed=seed, most_replays=0, most_seconds=0.0)
     if caught:
         raise caught[-1]
-    if not result.passed:
-        raise PromiseBroken("P1", result.report("corepool sim replay {token}"))
+    if result.violation is not None:
+        raise PromiseBroken(
+            "P1", "\n".join([result.violation.text, *result.story()])
+        )  # the kit says how to replay a plan
 
 
 class _Handler:
