@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from corepool.driver import ABSENT, REVISION
+from corepool_memory.sim.chooser import SeededChooser
 from corepool_memory.sim.errors import OtherConditions, SimulationFailed, TokenError
 from corepool_memory.sim.faults import Faults
 from corepool_memory.sim.run import Violation, simulate
@@ -414,3 +415,20 @@ def test_reducing_keeps_to_the_invariant_that_was_violated() -> None:
     assert {str(result.violation.text)[:18] for result in found if result.violation and result.decisions} == {
         "AssertionError: 2:"
     }
+
+
+def test_a_replay_that_gets_much_longer_than_the_failure_is_given_up() -> None:
+    """Nearly all replays that are tried do not fail: what they take, and not what the failure takes, is what reducing costs."""
+    turns = 0
+
+    async def scenario(world: World) -> None:
+        nonlocal turns
+        if world.chooser.choose(4, "scenario:luck") == 3:
+            raise ValueError("out of luck")
+        for _ in range(20_000):
+            await asyncio.sleep(0.1)
+            turns += 1
+
+    seed = next(seed for seed in range(100) if SeededChooser(seed).choose(4, "scenario:luck") == 3)
+    assert simulate(scenario, seed=seed).decisions == {("scenario:luck", 0): 3}
+    assert 0 < turns < 5_000, "three replays with other luck"
