@@ -31,6 +31,8 @@ FAULTS = (
     "partition",
     "clog",
     "skew",
+    "clock off",
+    "clock drift",
     "rollback",
 )
 SITUATIONS = (

@@ -361,6 +361,8 @@ def test_what_the_plan_promises_happens() -> None:
         "partition",
         "clog",
         "skew",
+        "clock off",
+        "clock drift",
     }
 
 

@@ -432,3 +432,13 @@ def test_a_replay_that_gets_much_longer_than_the_failure_is_given_up() -> None:
     seed = next(seed for seed in range(100) if SeededChooser(seed).choose(4, "scenario:luck") == 3)
     assert simulate(scenario, seed=seed).decisions == {("scenario:luck", 0): 3}
     assert 0 < turns < 5_000, "three replays with other luck"
+
+
+def test_clocks_that_are_wrong_from_the_start_are_faults_of_the_run() -> None:
+    async def scenario(world: World) -> None:
+        world.add_node("a")
+
+    wrong = Faults(wall_skew=60.0, drift=0.01, swarm=False)
+    found = [simulate(scenario, seed=seed, faults=wrong).faults for seed in range(10)]
+    assert {kind for faults in found for kind in faults} == {"clock off", "clock drift"}
+    assert not simulate(scenario).faults

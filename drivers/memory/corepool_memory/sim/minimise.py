@@ -6,10 +6,11 @@ deterministic.
 Neighbours: :mod:`~corepool_memory.sim.run` gives the replay; decisions come from :mod:`~corepool_memory.sim.chooser`.
 
 Method: a replay with fewer decisions is another run, whose messages meet at other moments, so that each attempt is a guess
-whether the failure is still there; the large guesses come first. All decisions; all latencies; whole kinds of decisions,
-machines, labels; then delta debugging (Zeller and Hildebrandt, 2002) within each kind, the others being kept, latencies last,
-for they are the most; then over all that is left, down to single decisions; then smaller values. What a failing replay did
-not come to decide is dropped without another one.
+whether the failure is still there; the guesses that would drop most come first. All decisions; all latencies; whole kinds of
+decisions and whole machines; then delta debugging (Zeller and Hildebrandt, 2002) within each kind, the others being kept, the
+largest kind first, with chunks that get smaller only when little comes of the larger ones; whole labels, as soon as that is so;
+then over all that is left, down to single decisions; then smaller values. What a failing replay did not come to decide is
+dropped without another one.
 """
 
 from __future__ import annotations

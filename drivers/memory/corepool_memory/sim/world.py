@@ -108,11 +108,11 @@ class World:
         steps = self.chooser.choose(_SKEW_STEPS, f"skew:{name}")
         node = SimNode(name, wall_offset=self.plan.wall_skew * _centred(steps))
         if node.wall_offset:
-            self.trace.faults["clock that is off"] += 1
+            self.trace.faults["clock off"] += 1
         self._boot(node)
         drift = self.plan.drift * _centred(self.chooser.choose(_SKEW_STEPS, f"drift:{name}"))
         if drift:
-            self.trace.faults["clock that drifts"] += 1
+            self.trace.faults["clock drift"] += 1
             node.set_rate(1.0 + drift, self.now)
         return node
 
