@@ -41,10 +41,15 @@ class _Step:
 
 
 class Ledger:
-    """The acknowledged commits of one map, all of them: what a replica must look like at each revision."""
+    """The acknowledged commits of one map, all of them: what a replica must look like at each revision.
+
+    A clear that found the map empty may answer with the map's current revision: that of the delete that emptied it, whichever of
+    the two answers comes first.
+    """
 
     def __init__(self) -> None:
         self._steps: dict[int, _Step] = {}
+        self._found_empty: set[int] = set()
 
     def note(self, key: str, value: bytes | None, commit: Commit) -> Commit:
         """A set, or a delete (None), of a key."""
@@ -67,11 +72,15 @@ class Ledger:
         return self.note(key, None, await store.delete(key))
 
     def _add(self, step: _Step) -> None:
-        if step.revision in self._steps and step.key is not None:
-            raise PromiseBroken(
-                "M1", f"two commits have revision {step.revision}: {self._steps[step.revision]} and {step}"
-            )
-        self._steps[step.revision] = step
+        other = self._steps.setdefault(step.revision, step)
+        if other is step or other.key is step.key is None:
+            return
+        if other.value is step.value is None and None in (other.key, step.key):
+            # that the delete emptied the map can be told when all commits before it are known: by `check`
+            self._steps[step.revision] = other if step.key is None else step
+            self._found_empty.add(step.revision)
+            return
+        raise PromiseBroken("M1", f"two commits have revision {step.revision}: {other} and {step}")
 
     @property
     def revision(self) -> int:
@@ -99,6 +108,13 @@ class Ledger:
         Raises:
             PromiseBroken: it does not (M1 wrong order or content, M3 a gap).
         """
+        for revision in sorted(self._found_empty):
+            if left := self.state(revision):
+                raise PromiseBroken(
+                    "M1",
+                    f"two commits have revision {revision}: a clear and {self._steps[revision]}, after which there was still "
+                    f"{_short(left)}",
+                )
         replica: dict[str, bytes] = {}
         known = 0
         for number, event in enumerate(events):
