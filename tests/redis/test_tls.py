@@ -17,6 +17,7 @@ import trustme
 from corepool.errors import BackendUnavailable
 from corepool_redis.backend import open_redis
 from tests.redis.conftest import Connect, fresh
+from tests.redis.lives import live
 from tests.servers.valkey import Server
 
 
@@ -85,6 +86,11 @@ async def works(connect: Connect, url: str, **options: object) -> None:
 async def test_a_certificate_that_fits(server: Server, connect: Connect, authority: trustme.CA, ca_file: str) -> None:
     async with tls_proxy(server.port, context_for(authority, "localhost")) as port:
         await works(connect, f"rediss://localhost:{port}/0?ssl_ca_certs={ca_file}")
+
+
+async def test_a_pool_lives_behind_tls(server: Server, authority: trustme.CA, ca_file: str) -> None:
+    async with tls_proxy(server.port, context_for(authority, "localhost")) as port:
+        await live(f"rediss://localhost:{port}/0?ssl_ca_certs={ca_file}")
 
 
 @pytest.mark.parametrize("wrong", ["host", "authority", "plain"])

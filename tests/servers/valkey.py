@@ -85,12 +85,13 @@ def _read(line: Callable[[], bytes], data: Callable[[int], bytes]) -> object:
 
 @attrs.define(eq=False)
 class Server:
-    """One server process."""
+    """One server process. ``socket``: it listens there as well; the path of a Unix socket has room for about 100 bytes."""
 
     binary: Path
     directory: Path
     args: tuple[str, ...] = ()
     port: int = attrs.field(factory=_free_port)
+    socket: Path | None = None
     ready: tuple[str, ...] = ("PING",)
     _process: subprocess.Popen[bytes] | None = None
 
@@ -108,7 +109,10 @@ class Server:
         if self.args and not self.args[0].startswith("--"):
             return list(self.args)  # a configuration file says it all
         # the default "save" would write a dump into the directory on shutdown, and a restart would read it
-        return ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.directory), *self.args]
+        where = ["--port", str(self.port), "--bind", "127.0.0.1"]
+        if self.socket is not None:
+            where += ["--unixsocket", str(self.socket)]
+        return [*where, "--save", "", "--dir", str(self.directory), *self.args]
 
     def _answers(self) -> bool:
         if self._process is not None and self._process.poll() is not None:

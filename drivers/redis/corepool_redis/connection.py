@@ -245,9 +245,12 @@ async def open_connection(
         return Connection(loop, endpoint, on_reply=on_reply, on_lost=on_lost)
 
     if endpoint.path:
-        _, connection = await loop.create_unix_connection(
-            factory, endpoint.path, ssl=tls, server_hostname=endpoint.host if tls else None
-        )
+        try:
+            _, connection = await loop.create_unix_connection(
+                factory, endpoint.path, ssl=tls, server_hostname=endpoint.host if tls else None
+            )
+        except OSError as error:  # of a host the loop says which, of a path it does not
+            raise OSError(f"{endpoint}: {error.strerror or error}") from error
     else:
         _, connection = await loop.create_connection(factory, endpoint.host, endpoint.port, ssl=tls)
     return connection
