@@ -126,10 +126,11 @@ class Process:
 
 
 class Cluster:
-    """One pool of a fresh name: worker processes, and a client node in this process."""
+    """One pool of a fresh name: worker processes, and a client node in this process. options: other than `OPTIONS`."""
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, **options: float) -> None:
         self.url = url
+        self.options = {**OPTIONS, **options}
         self.pool = f"cluster-{secrets.token_hex(6)}"
         self.processes: list[Process] = []
         self.dispatches: list[Dispatch] = []
@@ -143,7 +144,7 @@ class Cluster:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._end)
             backend = await stack.enter_async_context(corepool.connect(self.url))
-            self.client = await stack.enter_async_context(Node(backend, self.pool, client_only=True, **OPTIONS))
+            self.client = await stack.enter_async_context(Node(backend, self.pool, client_only=True, **self.options))
             self._stack = stack.pop_all()
         return self
 
@@ -171,7 +172,7 @@ class Cluster:
         await until(lambda: len(self.client.pool_workers()) >= alive, within=10)
 
     async def _spawn(self, name: str) -> Process:
-        options = [f"{option}={value!r}" for option, value in OPTIONS.items()]
+        options = [f"{option}={value!r}" for option, value in self.options.items()]
         with (self._folder / f"{name}.err").open("wb") as words:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
