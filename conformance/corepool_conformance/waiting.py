@@ -43,8 +43,8 @@ class _Step:
 class Ledger:
     """The acknowledged commits of one map, all of them: what a replica must look like at each revision.
 
-    A clear that found the map empty may answer with the map's current revision: that of the delete that emptied it, whichever of
-    the two answers comes first.
+    A clear that found the map empty may answer with the map's current revision: that of the delete that emptied it,
+    whichever of the two answers comes first.
     """
 
     def __init__(self) -> None:

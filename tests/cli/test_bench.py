@@ -84,12 +84,16 @@ def test_on_a_server_each_time_has_a_floor_and_nothing_stays(server: Server) -> 
     assert "two processes" in figures["dispatch"]["title"]
     for nodes in (1, 3):
         assert 0 < figures[f"connections_{nodes}"]["value"] <= 3
-        assert figures[f"idle_commands_{nodes}"]["value"] < 50
+        assert figures[f"idle_commands_{nodes}"]["value"] >= 0  # how many they are: tests/redis/test_idle.py
+        assert figures[f"connections_{nodes}"]["met"] is True
     for name, figure in figures.items():
         assert (figure["met"] is None) == (
             figure["goal"] is None or (figure["ratio"] is None and "x" in figure["goal"])
         )
-        assert figure["goal"] == (GOALS["redis"][name].text if name in GOALS["redis"] else None)
+        judged = name in GOALS["redis"] and not name.startswith(
+            "idle_commands"
+        )  # those are a second's, which tells nothing
+        assert figure["goal"] == (GOALS["redis"][name].text if judged else None)
     assert "name=corepool-" not in cli(server, "CLIENT", "LIST")
     assert _lasting(server) == []
 
@@ -101,6 +105,9 @@ def test_the_table_says_what_was_met_and_what_was_not(server: Server) -> None:
     [starts] = [line for line in lines if line.startswith("jobs started per second")]
     assert "at least 5,000 a second" in starts
     assert ("met:" in starts) != ("missed:" in starts)
+    idle = [line for line in lines if "commands sent per node" in line]
+    assert len(idle) == 2
+    assert not any("met:" in line or "missed:" in line or "a second" in line for line in idle), "1 s is too short"
     assert "cores: not pinned" in lines
     assert "se-cret" not in done.stdout
 

@@ -1,15 +1,25 @@
-"""What a backend costs that does nothing: commands per second and connections."""
+"""What a backend costs that does nothing, and a node with default options: commands per second and connections."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 
 import pytest
 
+from corepool import Node
+from corepool.cli.bench.floors import RedisFloor
+from corepool_redis.backend import RedisBackend
+from tests.pool.conftest import Recorder
 from tests.redis.conftest import Connect, blocked, fresh
 from tests.servers.valkey import Server, command
 from tests.waiting import until
+
+
+IDLE = 11.0
+"""Seconds: more than the 10 s after which one node sweeps for all, the 6 s after which each renews, and the 5 s after which a
+backend looks at its server."""
 
 
 def count(server: Server, what: str) -> int:
@@ -55,6 +65,40 @@ async def test_an_idle_backend_is_quiet(own_server: Server, connect: Connect) ->
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def told(number: int | None) -> int:
+    assert number is not None
+    return number
+
+
+async def test_an_idle_node_is_quiet_whatever_the_number_of_nodes(own_server: Server, connect: Connect) -> None:
+    """Pools of 1, 3 and 10 nodes with default options, each on a backend of its own, counted at the socket as they send."""
+    floor = RedisFloor(await connect(own_server.url))
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(floor.aclose)
+        pools: dict[int, list[tuple[RedisBackend, Node]]] = {}
+        for size in (1, 3, 10):
+            name = fresh()
+            backends = [await connect(own_server.url) for _ in range(size)]
+            pools[size] = [(backend, await stack.enter_async_context(Node(backend, name))) for backend in backends]
+        everybody = [one for pool in pools.values() for one in pool]
+        await asyncio.gather(*(node.add_worker(Recorder()) for _, node in everybody))
+        for size, pool in pools.items():
+            await until(lambda size=size, pool=pool: all(len(node.pool_workers()) == size for _, node in pool))  # type: ignore[misc]
+        await asyncio.sleep(1.0)  # joining rings a few more bells
+        before = [told(await floor.commands(backend)) for backend, _ in everybody]
+        await asyncio.sleep(IDLE)
+        after = [told(await floor.commands(backend)) for backend, _ in everybody]
+        sent = {id(node): late - early for (_, node), early, late in zip(everybody, before, after, strict=True)}
+        for size, pool in pools.items():
+            rates = [sent[id(node)] / IDLE for _, node in pool]
+            connections = [told(await floor.connections(backend)) for backend, _ in pool]
+            print(
+                f"{size} idle: {min(rates):.2f} to {max(rates):.2f} commands/s on {max(connections)} connections each"
+            )
+            assert 0 < min(rates) <= max(rates) <= 2.0
+            assert max(connections) <= 3
 
 
 async def test_connections_are_opened_when_they_are_needed(own_server: Server, connect: Connect) -> None:

@@ -27,7 +27,7 @@ LONG = 12.0
 FOUND = 0.5
 """Seconds within which no Sentinel finds out that the primary is gone."""
 BALLAST = b"x" * 2**25
-"""More than the sockets between two servers hold: what is written after it has not left the primary while its replica sleeps."""
+"""More than the sockets between two servers hold: what is written after it stays in the primary while its replica sleeps."""
 
 
 async def test_a_pool_on_a_cluster_while_its_slot_moves_and_a_worker_dies(binary: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from corepool.cli.bench.floors import Floor, floor_of
 from corepool.cli.bench.sizes import GOALS, Sizes
 from corepool.cli.bench.workers import InAProcess, InThisProcess, Workplace
 from corepool.driver import NEWEST, open_backend
+from corepool.pool.options import NodeOptions
 from corepool.pool.store import SHUTDOWN_MAP
 
 __all__ = ["Study"]
@@ -89,8 +90,8 @@ class Study:
 
     # --- how ---------------------------------------------------------------------------------------------------------
 
-    def _add(self, figure: Figure) -> None:
-        goal = GOALS.get(self.family, {}).get(figure.name)
+    def _add(self, figure: Figure, *, judged: bool = True) -> None:
+        goal = GOALS.get(self.family, {}).get(figure.name) if judged else None
         self.results.add(attrs.evolve(figure, goal=goal))
 
     async def _time(self, name: str, title: str, sample: Callable[[], Awaitable[float]], count: int) -> None:
@@ -343,6 +344,9 @@ class Study:
             pairs = [(early[which], late[which]) for early, late in zip(before, after, strict=True)]
             sent = [late - early for early, late in pairs if early is not None and late is not None]
             rates.append(sum(sent) / len(sent) / took if sent else None)
+        whole = (
+            self.sizes.idle_seconds >= NodeOptions().poll_period
+        )  # in less there may be all of a period's work, or none
         there = [each for each in connections if each is not None]
         for name, what, value, unit in (
             (f"idle_commands_{count}", "commands sent per node", rates[0], "/s"),
@@ -352,7 +356,8 @@ class Study:
             if value is None:
                 self.results.miss(name, floor.uncounted)
             else:
-                self._add(Figure(name=name, title=f"{title}: {what}", value=value, unit=unit))
+                figure = Figure(name=name, title=f"{title}: {what}", value=value, unit=unit)
+                self._add(figure, judged=whole or unit != "/s")
 
     async def _counts(self, backend: Backend) -> tuple[int | None, int | None]:
         return await self._floor.commands(backend), await self._floor.inside(backend)
