@@ -181,8 +181,8 @@ def owner(servers: list[Server], slot: int) -> Server:
     return next(server for server in servers if server.port == port)
 
 
-async def migrate(servers: list[Server], slot: int, target: Server) -> None:
-    """Move a slot with all its keys, slowly enough for calls to come in between."""
+async def migrate(servers: list[Server], slot: int, target: Server, pause: float = 0.05) -> None:
+    """Move a slot with all its keys, slowly enough for calls to come in between: so many seconds for a key."""
     names = {server.port: name for name, server in nodes_of(servers).items()}
     source = owner(servers, slot)
     command(target.port, "CLUSTER", "SETSLOT", slot, "IMPORTING", names[source.port])
@@ -194,7 +194,7 @@ async def migrate(servers: list[Server], slot: int, target: Server) -> None:
             break
         with contextlib.suppress(RuntimeError):  # gone meanwhile
             command(source.port, "MIGRATE", "127.0.0.1", target.port, keys[0], 0, 5000)
-        await asyncio.sleep(0.05)  # a large slot takes its time: calls come while some keys are here and some there
+        await asyncio.sleep(pause)  # a large slot takes its time: calls come while some keys are here and some there
     for server in (target, source, *servers):
         command(server.port, "CLUSTER", "SETSLOT", slot, "NODE", names[target.port])
 

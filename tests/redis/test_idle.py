@@ -16,7 +16,6 @@ from tests.redis.conftest import Connect, blocked, fresh
 from tests.servers.valkey import Server, command
 from tests.waiting import until
 
-
 IDLE = 11.0
 """Seconds: more than the 10 s after which one node sweeps for all, the 6 s after which each renews, and the 5 s after which a
 backend looks at its server."""

@@ -350,6 +350,7 @@ class Link:
         full, pause = False, 0.002
         aside: Endpoint | None = None
         while True:
+            asking: asyncio.Future[Reply] | None = None
             try:
                 if aside is None:
                     connection = await self._take(deadline)
@@ -373,6 +374,8 @@ class Link:
                 continue
             if not isinstance(reply, ReplyError):
                 return reply
+            if asking is not None and isinstance(refusal := asking.result(), ReplyError):
+                reply = refusal  # that is why; the server only said that the slot is not its own
             code = reply.code
             if code == "NOSCRIPT" and not full:
                 full = True
