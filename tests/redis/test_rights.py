@@ -78,8 +78,10 @@ def cluster(binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 async def test_cluster_slots_and_asking_are_for_a_cluster(cluster: list[Server], connect: Connect) -> None:
     give(cluster, *documented("+cluster|slots +asking"))
-    backend = await connect(f"redis+cluster://u:p@127.0.0.1:{cluster[0].port}")
+    url = f"redis+cluster://u:p@127.0.0.1:{cluster[0].port}"
+    backend = await connect(url)
     assert await dangers(backend) == []
+    await live(url)
     items = backend.namespace(name := fresh()).map("m")
     await items.set("k", b"0")
     last = await _write_while_it_moves(cluster, backend, name)
