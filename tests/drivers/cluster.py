@@ -27,11 +27,11 @@ from typing import Any, Self
 import attrs
 
 import corepool
-from corepool import BackendUnavailable, CorepoolError, FencingToken, Node
+from corepool import BackendUnavailable, CorepoolError, FencingToken, JobState, Node
 from corepool.testing.history import Dispatch, Effect, judge
 from tests.waiting import until
 
-__all__ = ["Cluster", "Process", "settled", "summary"]
+__all__ = ["Cluster", "Process", "in_place", "settled", "summary"]
 
 TTL = 3.0
 OPTIONS = {
@@ -254,3 +254,9 @@ async def settled(cluster: Cluster, promised: set[str]) -> None:
             f"after {10 * TTL:g} s {len(promised - running)} that were promised do not run, {len(running - recorded)} run "
             f"without a record, {len(recorded - running)} have a record and do not run, e.g. {wrong[:5]}:\n{told}"
         ) from error
+
+
+async def in_place(cluster: Cluster, keys: set[str]) -> bool:
+    """Whether every job is where the ring says."""
+    told = [told for told in await asyncio.gather(*(cluster.client.explain(key) for key in keys)) if told is not None]
+    return len(told) == len(keys) and all(one.state is JobState.RUNNING and one.owner == one.belongs_to for one in told)

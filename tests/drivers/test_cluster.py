@@ -6,14 +6,13 @@ was lost or had two live owners. The figures are printed.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from pathlib import Path
 
 import pytest
 
-from corepool import FencingToken, JobState
-from tests.drivers.cluster import TTL, Cluster, Process, settled, summary
+from corepool import FencingToken
+from tests.drivers.cluster import TTL, Cluster, Process, in_place, settled, summary
 from tests.waiting import until
 
 JOBS = 1000
@@ -98,17 +97,11 @@ async def test_a_process_that_hung_stops_its_jobs_when_it_wakes_up(server_url: s
             f"{len(stopped)} jobs were taken over and stopped {max(stopped) - resumed:.2f} s after the process woke up"
         )
         await until(lambda: bool(_has(sleeper)), within=4 * TTL)  # back under a new id, it gets its share
-        await until(lambda: _in_place(cluster, set(before)), 4 * TTL)
+        await until(lambda: in_place(cluster, set(before)), 4 * TTL)
         await settled(cluster, set(before))
         taken = {key: token for key, token in _has(awake, ever=True) if key in stale}
         assert all(token > stale[key].token for key, token in taken.items()), "the token tells the newer owner"
         cluster.judge()
-
-
-async def _in_place(cluster: Cluster, keys: set[str]) -> bool:
-    """Whether every job is where the ring says."""
-    told = [told for told in await asyncio.gather(*(cluster.client.explain(key) for key in keys)) if told is not None]
-    return len(told) == len(keys) and all(one.state is JobState.RUNNING and one.owner == one.belongs_to for one in told)
 
 
 def _has(process: Process, *, ever: bool = False) -> set[tuple[str, FencingToken]]:
