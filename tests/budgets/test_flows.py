@@ -11,7 +11,7 @@ import pytest
 from corepool.testing import Budgets, Cluster, ClusterNode, simulate_cluster
 from corepool_memory.options import MemoryOptions
 from tests.scenarios.looking import POOL, Keeper, Store, keys_of, ring
-from tests.scenarios.wiretap import Wiretap
+from tests.scenarios.wiretap import Request, Wiretap
 
 from .counting import MESSAGE, ONE_MILLISECOND, Cost, Meter, round_trips
 
@@ -136,6 +136,76 @@ def _of_many(what: str, nodes: int, jobs: int) -> Cost:
 
     simulate_cluster(scenario, faults=ONE_MILLISECOND, budgets=Budgets(virtual_seconds=1e7)).check()
     return found[0]
+
+
+@attrs.frozen(slots=True)
+class Way:
+    """One job's way to its next owner, in messages since it was released (by its owner, or by the cleaner of a dead one).
+
+    found: before that, since the dead worker's tombstone was written; 0 for a move.
+    writes: when each commit that writes the record was sent. stopped, started: when a handler let go of it, when the next
+    one began.
+    """
+
+    found: float
+    writes: list[float]
+    stopped: float
+    started: float
+
+
+def _way(what: str, nodes: int) -> Way:
+    """Of the only job of a worker that is removed, or whose node crashes."""
+    ways: list[Way] = []
+
+    async def scenario(cluster: Cluster) -> None:
+        tap = Wiretap(cluster)
+        _, pool, _ = await _pool(cluster, nodes, jobs=1)
+        [key] = Store(cluster).jobs()
+        writes: list[float] = []
+        tombstones: list[float] = []
+
+        def note(request: Request) -> None:
+            if any(op.key == key for op in request.sets("jobs.")):
+                writes.append(cluster.now)
+            elif request.what == "set" and any(request.sets("worker_keep_alive.")):
+                tombstones.append(cluster.now)
+
+        tap.on_request.append(note)
+        if what == "move":
+            await pool[0].remove_worker(pool[0].workers[0])
+        else:
+            await cluster.crash(pool[0])
+        await cluster.eventually(lambda: len(cluster.history(key)) == 2, within=4 * QUIET["worker_ttl"], every=100.0)
+        await cluster.sleep(1.0)
+        before, after = cluster.history(key)
+        assert before.ended is not None
+        began = writes[0]
+
+        def since(then: float) -> float:
+            return round((then - began) / MESSAGE, 3)
+
+        found = -since(tombstones[0]) if tombstones else 0.0
+        ways.append(Way(found, list(map(since, writes)), since(before.ended), since(after.began)))
+
+    simulate_cluster(scenario, faults=ONE_MILLISECOND, budgets=Budgets(virtual_seconds=1e7)).check()
+    return ways[0]
+
+
+@pytest.mark.parametrize("nodes", [3, 30])
+@pytest.mark.parametrize("what", ["move", "takeover"])
+def test_the_path_of_one_job_to_its_next_owner(what: str, nodes: int) -> None:
+    """As of a dispatch, whose record and doorbell are one commit as well: two sequential round trips and a delivery until the
+    handler starts, a third until the record says so."""
+    way = _way(what, nodes)
+    release, claim, confirm = way.writes
+    assert (release, way.started) == (0.0, confirm), "nothing is waited for between handler.start and the confirmation"
+    assert claim <= round_trips(1, 1) - 1, "the doorbell is on its way before the owner hears of its release"
+    assert way.started <= round_trips(2, 1)
+    assert confirm + round_trips(1, 0) <= round_trips(3, 1)
+    if what == "move":
+        assert way.stopped == release, "nothing is waited for between handler.stop and the release"
+    else:
+        assert 0 < way.found <= round_trips(9, 0), "tombstone, lock, and what is listed of the dead, whatever there is"
 
 
 @pytest.mark.parametrize("nodes", [3, 30])
