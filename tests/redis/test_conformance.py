@@ -6,6 +6,7 @@ The user is the one that docs/redis.md gives: whatever the driver does beyond it
 from __future__ import annotations
 
 import re
+import subprocess
 import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -98,6 +99,14 @@ def give_user(server: Server) -> None:
     command(server.port, "ACL", "SETUSER", "corepool", "reset", "on", f">{PASSWORD}", *least_rights().split())
 
 
+def label_of(binary: Path) -> str:
+    """``Redis 7.0``: a server by the name and version that it gives itself."""
+    shown = subprocess.run([binary, "--version"], capture_output=True, check=True, text=True).stdout
+    match = re.match(r"(\w+) server v=(\d+\.\d+)", shown)
+    assert match is not None, shown
+    return " ".join(match.groups())
+
+
 @pytest.fixture(autouse=True, scope="module")
 def servers() -> Iterator[None]:
     found = []
@@ -118,7 +127,7 @@ class _OnValkey(RedisHarness):
 
 
 class _OnRedis(RedisHarness):
-    pass
+    """Whichever ``redis-server`` is on PATH: a report says which it was."""
 
 
 HARNESSES: dict[str, type[RedisHarness]] = {"valkey": _OnValkey, "redis": _OnRedis}
@@ -129,6 +138,7 @@ class TestValkey(ConformanceSuite):
 
 
 if "redis" in binaries():
+    _OnRedis.label = label_of(binaries()["redis"])
 
     class TestRedis(ConformanceSuite):
         harness = _OnRedis
