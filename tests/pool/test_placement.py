@@ -62,7 +62,7 @@ def seconds_of_a_lookup(workers: int) -> float:
 
 
 def test_a_lookup_grows_with_the_logarithm_of_the_workers() -> None:
-    """About 10 µs with 100 workers; here by how much more a hundred times as many cost, on whatever machine this is."""
+    """A few µs with 100 workers; here by how much more a hundred times as many cost, on whatever machine this is."""
     assert seconds_of_a_lookup(1_000) < 10 * seconds_of_a_lookup(10)
 
 
