@@ -18,7 +18,7 @@ from tests.chaos.summary import TOTAL
 
 from .coverage import Coverage, watched
 
-__all__ = ["BUDGETS", "KINDS", "SCENARIOS", "run"]
+__all__ = ["BUDGETS", "KINDS", "SCENARIOS", "VIRTUAL", "run"]
 
 SCENARIOS: dict[str, Callable[[Cluster], Awaitable[object]]] = {
     "chaos": chaos,
@@ -28,6 +28,9 @@ SCENARIOS: dict[str, Callable[[Cluster], Awaitable[object]]] = {
 }
 KINDS = {"atomic": True, "steps": False}
 """Stores whose commits are all or nothing, and those that apply them step by step."""
+
+VIRTUAL: dict[tuple[str, str, int], float] = {}
+"""How many virtual seconds each run took that was of a seed, not of a token."""
 
 BUDGETS = Budgets(steps=2_000_000, virtual_seconds=3 * 3600.0)
 
@@ -50,6 +53,8 @@ def run(scenario: str, kind: str, seed: int, token: str | None) -> str:
             name=scenario,
             store_options=MemoryOptions(atomic_commit=KINDS[kind]),
         )
+    if token is None:
+        VIRTUAL[scenario, kind, seed] = result.virtual_seconds
     TOTAL.runs += 1
     TOTAL.virtual += result.virtual_seconds
     TOTAL.cpu += time.process_time() - began

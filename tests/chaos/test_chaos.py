@@ -5,18 +5,23 @@ Each test is one run, a function of its seed; its failure prints the smallest ru
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from corepool.cli.app import app
 from corepool.testing import Faults, simulate_cluster
 from corepool.testing.chaos import chaos
 from corepool_memory.options import MemoryOptions
 from tests.chaos.summary import TOTAL
 
-from .conftest import default_runs
+from .conftest import DEFAULT_SEEDS, default_runs
 from .coverage import RECOVERIES, TRANSITIONS, Coverage, watched
-from .exploring import BUDGETS, KINDS, run
+from .exploring import BUDGETS, KINDS, SCENARIOS, VIRTUAL, run
 
 FAULTS = (
     "request lost",
@@ -111,6 +116,36 @@ def test_all_of_it_happens(request: pytest.FixtureRequest) -> None:
         run(scenario, kind, seed, None)
     wanted = [f"fault: {name}" for name in FAULTS] + [*SITUATIONS, *TRANSITIONS, *RECOVERIES]
     assert [what for what in wanted if not TOTAL.covered[what]] == []
+
+
+@pytest.mark.timeout(600)
+def test_the_readme_says_how_much_that_is() -> None:
+    """Within a tenth: the hours of the default run, and of ``corepool sim run --seeds 500``, whose first seeds are the same."""
+    default = [
+        (scenario, kind, seed)
+        for scenario in SCENARIOS
+        for kind in KINDS
+        for seed in range(DEFAULT_SEEDS if scenario == "chaos" else DEFAULT_SEEDS // 4)
+    ]
+    for scenario, kind, seed in default:
+        run(scenario, kind, seed, None)
+    readme = " ".join((Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split())
+    said = re.search(
+        r"through ([\d.]+) hours of crashes.* --seeds (\d+)` goes through ([\d.]+) hours; its first (\d+) ", readme
+    )
+    assert said is not None
+    hours, seeds, more, first = map(float, said.groups())
+    assert hours == pytest.approx(sum(VIRTUAL[each] for each in default) / 3600, rel=0.1)
+    assert first == DEFAULT_SEEDS
+    same = sum(VIRTUAL["chaos", "atomic", seed] for seed in range(DEFAULT_SEEDS))
+    assert more == pytest.approx(same / DEFAULT_SEEDS * seeds / 3600, rel=0.1)
+
+
+def test_the_command_and_the_tests_run_the_same() -> None:
+    """What ``corepool sim run`` does with a seed is what the test of that seed on an atomic store did."""
+    ran = CliRunner().invoke(app, ["sim", "run", "--seeds", "1", "--first", "7", "--json"])
+    run("chaos", "atomic", 7, None)
+    assert json.loads(ran.stdout)["virtual_seconds"] == pytest.approx(VIRTUAL["chaos", "atomic", 7])
 
 
 @pytest.mark.parametrize("kind", KINDS)
