@@ -1,7 +1,7 @@
 """Each rule switched off, and the invariant that then breaks.
 
 Purpose: what the tests assert, ``python -m tests.model`` tells as stories, and ``docs/model.md`` lists.
-Invariants: a case breaks the invariant that names its rule, by a story of about the stated length; no shorter one exists.
+Invariants: a case breaks the invariant that names its rule, by a story of the stated length; no shorter one exists.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Broken(NamedTuple):
     make: Callable[[], Model[Any]]
     invariant: str
     steps: int
-    """About how long the shortest story is."""
+    """How long the shortest story is."""
 
 
 BROKEN: list[Broken] = [

@@ -49,42 +49,41 @@ def job_case(
 
 _STOP = {"STOPPING", "STOPPING started", "stop: success", "dispatch: JobGoneError", "worker at halt"}
 _DEATH = {"tombstone", "cleaner at requeue", "cleaner at disown", "PENDING started again", "RUNNING started again"}
+_EVERYBODY: dict[str, Any] = {"running": True, "dispatchers": 2, "cleaners": 2}
+"""Two workers, two dispatchers (the first has started job 1, the second has a job of the same key), two cleaners, a stopper."""
+_HARMLESS: dict[str, int] = {"lost": 1, "stray": 1, "unknown": 1, "failing": 1}
 _EVERYTHING = Faults(crash=1, pause=1, cut=1, lost=1, stray=1, unknown=1, failing=1, moves=1)
 
 CLEAN: list[Clean] = [
     Clean(
         "one job and a stop",
         job_case("one job and a stop"),
-        2_000,
+        1_500,
         frozenset(_STOP | {"dispatch: success", "dispatch: DispatchTimeoutError", "worker at removed: unlist"}),
     ),
     Clean(
         "two dispatchers and a stop",
         job_case("two dispatchers and a stop", dispatchers=2),
-        30_000,
+        130_000,
         frozenset({"dispatch: JobExistsError", "dispatch: success", "dispatch: DispatchTimeoutError", "STOPPING"}),
-        limit=30_000,
-        complete=False,
     ),
     Clean(
         "a crash of anybody, a lost message",
         job_case("a crash of anybody, a lost message", stopper=False, faults=Faults(crash=1, lost=1)),
-        10_000,
+        6_000,
         frozenset(_DEATH | {"worker crashed, held", "dispatch: JobGoneError", "dispatch: success", "PENDING again"}),
     ),
     Clean(
         "a running job: moved, stopped, a crash, a lost message",
         job_case("moved, stopped, crashed", running=True, faults=Faults(crash=1, lost=1, moves=1)),
-        50_000,
+        25_000,
         frozenset(_DEATH | {"worker at move: release", "STOPPING started", "cleaner at finish stop", "stop: success"}),
     ),
     Clean(
         "an unknown outcome of any write, two dispatchers",
         job_case("unknown outcomes, two dispatchers", dispatchers=2, stopper=False, faults=Faults(unknown=1)),
-        30_000,
+        85_000,
         frozenset({"write in flight", "dispatch: success", "dispatch: JobExistsError", "worker at confirm"}),
-        limit=30_000,
-        complete=False,
     ),
     Clean(
         "an unknown outcome of any write, a stop, a move",
@@ -114,8 +113,6 @@ CLEAN: list[Clean] = [
             _DEATH
             | {"a paused owner beside the later one", "two cleaners at work", "worker up, lapsed", "stop: success"}
         ),
-        limit=40_000,
-        complete=False,
     ),
     Clean(
         "a pause beyond the lease from the start",
@@ -128,20 +125,40 @@ CLEAN: list[Clean] = [
         job_case("cut off and back", stopper=False, faults=Faults(cut=1, moves=1)),
         10_000,
         frozenset({"worker cut off, held", "worker cut off, fenced", "worker retired, held", "STARTING started"}),
-        limit=40_000,
-        complete=False,
     ),
     Clean(
         "two deaths, pause and crash, an unknown outcome",
         job_case("two deaths", running=True, stopper=False, faults=Faults(crash=1, pause=1, unknown=1)),
-        10_000,
+        9_000,
         frozenset({"write in flight", "worker paused, held", "tombstone"}),
     ),
     Clean(
         "a sweeper hastier than a writer, with the full scan",
         job_case("a hasty sweeper", stopper=False, full_scan=True, faults=Faults(hasty=1, lost=1, crash=1)),
-        30_000,
+        8_000,
         frozenset({"found by nobody", "dispatch: success"}),
+    ),
+    Clean(
+        "everybody, and one fault that kills nobody",
+        job_case("everybody, a fault", **_EVERYBODY, faults=Faults(**_HARMLESS, together=1, moves=1)),
+        200_000,
+        frozenset(
+            _STOP
+            | {"write in flight", "dispatch: JobExistsError", "dispatch: JobStartError", "worker at move: release"}
+            | {"PENDING started again", "RUNNING started again"}
+        ),
+        limit=400_000,
+    ),
+    Clean(
+        "everybody, and a crash of anybody",
+        job_case("everybody, a crash", **_EVERYBODY, faults=Faults(crash=1)),
+        150_000,
+        frozenset(
+            _DEATH
+            | _STOP
+            | {"two cleaners at work", "worker crashed, held", "dispatch: JobExistsError", "cleaner at finish stop"}
+        ),
+        limit=300_000,
     ),
     Clean(
         "everything at once",

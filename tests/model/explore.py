@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Iterator
-from itertools import pairwise
+from itertools import chain
+from operator import ge
 from typing import Generic, NamedTuple, TypeVar
 
 S = TypeVar("S", bound=Hashable)
@@ -43,7 +44,11 @@ class Model(ABC, Generic[S]):
 
     @abstractmethod
     def steps(self, state: S) -> Iterator[Step[S]]:
-        """Every step that may be next, of every actor, faults included."""
+        """Every step that may be next, of every actor, faults included; or some, if what they lead to is as good."""
+
+    def every_step(self, state: S) -> Iterator[Step[S]]:
+        """Those as well that `steps` leaves out: for telling a story."""
+        return self.steps(state)
 
     @abstractmethod
     def broken(self, state: S) -> str | None:
@@ -52,6 +57,18 @@ class Model(ABC, Generic[S]):
     @abstractmethod
     def broken_at_rest(self, state: S) -> str | None:
         """The invariant that does not hold although nobody has anything left to do (liveness), or None."""
+
+    def canonical(self, state: S) -> S:
+        """One state for all that differ in nothing that matters: the explorer follows it in their place.
+
+        What can happen from the two, and what is judged of it, must be the same but for the names of actors.
+        """
+        return state
+
+    def budget(self, state: S) -> tuple[Hashable, tuple[int, ...]]:
+        """The state without its budget of faults, and the budget. Faults are never due, so whoever may still see more
+        of each fault can do all that the other can, and is judged no milder: the other need not be followed."""
+        return state, ()
 
     def landmarks(self, state: S) -> Iterable[str]:
         """Names of what is interesting about this state: tests assert that it was reached."""
@@ -110,39 +127,56 @@ def explore(model: Model[S], *, limit: int, only: str | None = None, landmarks: 
     only: go on past every broken invariant but this one (a rule that is missing often breaks several).
     landmarks: also collect the landmarks of all visited states (costs a second pass).
     """
-    parents: dict[S, S | None] = dict.fromkeys(model.initial())
-    layer = list(parents)
-    depth = at_rest = 0
+    order = list(dict.fromkeys(map(model.canonical, model.initial())))
+    parents = [-1] * len(order)
+    budgets: dict[Hashable, list[tuple[int, ...]]] = {}
+    for state in order:
+        _is_new(budgets, *model.budget(state))
+    first = depth = at_rest = 0
     complete = True
-    while layer:
-        following: list[S] = []
-        for state in layer:
+    while first < len(order):
+        last = len(order)  # of this layer
+        for number in range(first, last):
+            state = order[number]
             broken = model.broken(state)
             if broken is None or (only is not None and broken != only):
-                if len(parents) >= limit:
+                if len(order) >= limit:
                     complete = False
                     continue  # judged, but not followed any further
                 due = False
                 for step in model.steps(state):
                     due = due or not step.fault
-                    if step.after not in parents:
-                        parents[step.after] = state
-                        following.append(step.after)
+                    after = model.canonical(step.after)
+                    if _is_new(budgets, *model.budget(after)):
+                        order.append(after)
+                        parents.append(number)
                 if due:
                     continue
                 at_rest += 1
                 broken = model.broken_at_rest(state)
                 if broken is None or (only is not None and broken != only):
                     continue
-            violation = Violation(broken, *_story(model, parents, state))
-            return Result(len(parents), depth, complete, at_rest, violation, frozenset())
-        layer = following
+            violation = Violation(broken, *_story(model, order, parents, number))
+            return Result(len(order), depth, complete, at_rest, violation, frozenset())
+        first = last
         depth += 1
     found: set[str] = set()
     if landmarks:
-        for state in parents:
+        for state in order:
             found.update(model.landmarks(state))
-    return Result(len(parents), depth, complete, at_rest, None, frozenset(found))
+    return Result(len(order), depth, complete, at_rest, None, frozenset(found))
+
+
+def _is_new(budgets: dict[Hashable, list[tuple[int, ...]]], rest: Hashable, budget: tuple[int, ...]) -> bool:
+    """Whether no state is known that is the same and may still see as many of each fault."""
+    known = budgets.get(rest)
+    if known is None:
+        budgets[rest] = [budget]
+        return True
+    if any(other == budget or all(map(ge, other, budget)) for other in known):
+        return False
+    known.append(budget)
+    return True
 
 
 def livelock(model: Model[S], *, limit: int) -> Stuck | None:
@@ -153,20 +187,21 @@ def livelock(model: Model[S], *, limit: int) -> Stuck | None:
     Raises:
         ValueError: the model has more than ``limit`` states; then nothing can be said.
     """
-    parents: dict[S, S | None] = dict.fromkeys(model.initial())
-    numbers = {state: number for number, state in enumerate(parents)}
-    order = list(parents)
+    order = list(dict.fromkeys(map(model.canonical, model.initial())))
+    numbers = {state: number for number, state in enumerate(order)}
+    parents = [-1] * len(order)
     comes_from: list[list[int]] = [[] for _ in order]
     rest: list[int] = []
     for number, state in enumerate(order):  # grows while it is walked: that is the breadth-first queue
         due = False
         for step in model.steps(state):
-            to = numbers.get(step.after)
+            after = model.canonical(step.after)
+            to = numbers.get(after)
             if to is None:
-                to = numbers[step.after] = len(order)
-                order.append(step.after)
+                to = numbers[after] = len(order)
+                order.append(after)
                 comes_from.append([])
-                parents[step.after] = state
+                parents.append(number)
             if not step.fault:
                 due = True
                 comes_from[to].append(number)
@@ -184,18 +219,26 @@ def livelock(model: Model[S], *, limit: int) -> Stuck | None:
                 rest.append(before)
     for number, state in enumerate(order):
         if not good[number]:
-            return Stuck(model.show(state), _story(model, parents, state)[0])
+            return Stuck(model.show(state), _story(model, order, parents, number)[0])
     return None
 
 
-def _story(model: Model[S], parents: dict[S, S | None], last: S) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """How ``last`` was reached: the steps, and the pictures before and after them."""
-    path = [last]
-    while (before := parents[path[-1]]) is not None:
-        path.append(before)
-    path.reverse()
+def _story(model: Model[S], order: list[S], parents: list[int], last: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """How state number ``last`` was reached: the steps, and the pictures before and after them.
+
+    Told of the states themselves, for in canonical ones an actor may change its name from one step to the next.
+    """
+    path: list[S] = []
+    while last >= 0:
+        path.append(order[last])
+        last = parents[last]
+    here = next(state for state in model.initial() if model.canonical(state) == path[-1])
     lines: list[str] = []
-    for here, there in pairwise(path):
-        step = next(step for step in model.steps(here) if step.after == there)
+    pictures = [model.show(here)]
+    for there in reversed(path[:-1]):
+        ways = chain(model.steps(here), model.every_step(here))
+        step = next(step for step in ways if model.canonical(step.after) == there)
+        here = step.after
         lines.append(f"{step.who}: {step.what}")
-    return tuple(lines), tuple(model.show(state) for state in path)
+        pictures.append(model.show(here))
+    return tuple(lines), tuple(pictures)

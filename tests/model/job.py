@@ -8,7 +8,7 @@ in an index that somebody reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import NamedTuple
 
 from tests.model import job_state
@@ -34,6 +34,7 @@ from tests.model.job_state import (
     Worker,
     with_dispatcher,
 )
+from tests.model.job_symmetry import canonical, private_step
 from tests.model.job_worker import steps as worker_steps
 
 ONE_OWNER = "1. at most one live owner"
@@ -46,6 +47,8 @@ RETURNS = "9. every call returns"
 RUNS = "10. an admitted job runs"
 NOTHING_LEFT = "11. nothing is left over"
 FOUND = "11. whatever exists is found by somebody"
+
+_NONE = Faults()
 
 
 class Config(NamedTuple):
@@ -65,10 +68,12 @@ class Config(NamedTuple):
 class Job(Model[State]):
     """The model. ``off`` names the rules that are switched off."""
 
-    def __init__(self, config: Config, off: Iterable[str] = ()) -> None:
+    def __init__(self, config: Config, off: Iterable[str] = (), *, reduced: bool = True) -> None:
+        """reduced: False: every state and every order of steps, to compare with."""
         super().__init__(off)
         self.name = config.name
         self.config = config
+        self.reduced = reduced
 
     def initial(self) -> Iterable[State]:
         config = self.config
@@ -97,7 +102,17 @@ class Job(Model[State]):
             state = with_dispatcher(state, 0, at="done", result=OK)._replace(called=frozenset({1}), newest=1)
         yield state
 
+    def canonical(self, state: State) -> State:
+        return canonical(state) if self.reduced else state
+
+    def budget(self, state: State) -> tuple[Hashable, tuple[int, ...]]:
+        return (state._replace(faults=_NONE), state.faults) if self.reduced else (state, ())
+
     def steps(self, state: State) -> Iterator[Step[State]]:
+        alone = private_step(state) if self.reduced else None
+        return self.every_step(state) if alone is None else iter((alone,))
+
+    def every_step(self, state: State) -> Iterator[Step[State]]:
         off = self.off
         for index in range(len(state.dispatchers)):
             yield from dispatcher_steps(state, index, off)
@@ -177,8 +192,7 @@ class Job(Model[State]):
 
         It takes a pause beyond the lease between two writes, until after the cleaning, and a crash right afterwards.
         """
-        slept = state.faults.pause < self.config.faults.pause
-        return slept and state.removed[index] and state.workers[index].mode == CRASHED
+        return not state.faults.awake and state.removed[index] and state.workers[index].mode == CRASHED
 
     # --- what was seen ---
 

@@ -158,7 +158,9 @@ def _withdraw(state: State, index: int, me: Dispatcher, off: frozenset[str]) -> 
     result = TIMED_OUT if held.attempt == 0 or "R1.claimed" in off else GONE
     for outcome, after in compare_and_set(state, who, held, None):
         if outcome == APPLIED:
-            yield Step(who, "withdraws: deletes the record", with_dispatcher(after, index, at=f"leave: {result}"))
+            yield Step(
+                who, "withdraws: deletes the record", with_dispatcher(after, index, at=f"leave: {result}", answer="")
+            )
         else:
             text = "refused" if outcome == REFUSED else "outcome unknown"
             waiting = with_dispatcher(after, index, at="wait", held=None)

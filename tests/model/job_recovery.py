@@ -83,7 +83,7 @@ def cleaner_steps(state: State, index: int, off: frozenset[str]) -> Steps:
     held, dead, done = me.held, me.dead, Cleaner()._asdict()
 
     def write(new: Record | None, what: str, then: str) -> Steps:
-        for outcome, after in compare_and_set(state, who, held, new):
+        for outcome, after in compare_and_set(state, "a cleaner", held, new):
             if outcome == APPLIED:
                 yield step(what, after, at=then)
             elif outcome == REFUSED:
@@ -146,7 +146,7 @@ def sweeper_steps(state: State, off: frozenset[str]) -> Steps:
         ahead = record is None or record.job != job or epoch > record.epoch
         if ahead and "R12.entry" in off:
             yield from _drop_by_name(state, job, epoch)
-        elif ahead and _announced(state, job, epoch):
+        elif ahead and announced(state, job, epoch):
             # The grace: an entry stands before the write that it announces. Only a writer slower than the grace loses it.
             if state.faults.hasty:
                 hasty = unattend(spend(state, "hasty"), job, epoch)
@@ -163,7 +163,7 @@ def _drop_by_name(state: State, job: int, epoch: int) -> Steps:
     """Without R12 the grace is counted for the entry's name, whoever writes it again meanwhile."""
     if (job, epoch) in state.expired:
         yield Step("sweeper", f"drops the entry of job {job}, epoch {epoch}", unattend(state, job, epoch))
-    elif not _announced(state, job, epoch):
+    elif not announced(state, job, epoch):
         expired = state._replace(expired=state.expired | {(job, epoch)})
         yield Step("sweeper", f"has seen the entry of job {job}, epoch {epoch} for long enough", expired)
 
@@ -189,7 +189,7 @@ def _requeue(state: State, new: Record) -> State:
     return attend(state, new.job, new.epoch)._replace(record=new)
 
 
-def _announced(state: State, job: int, epoch: int) -> bool:
+def announced(state: State, job: int, epoch: int) -> bool:
     """Somebody is between writing this attention entry and the write of the record that it announces."""
     late = state.late
     if late is not None and late.new is not None and late.new.job == job:

@@ -123,8 +123,12 @@ class Faults(NamedTuple):
     """handler.start raises."""
     hasty: int = 0
     """The sweeper's grace is over before a slow writer has written the record that its attention entry announces."""
+    together: int = 99
+    """Of all these, in one history."""
+    awake: int = 1
+    """0 once a worker was paused: for the judge."""
     moves: int = 0
-    """A job is handed to the other worker (rebalance, close)."""
+    """No fault: a job is handed to the other worker (rebalance, close)."""
 
 
 class State(NamedTuple):
@@ -157,7 +161,14 @@ class State(NamedTuple):
 
 
 def spend(state: State, fault: str) -> State:
-    return state._replace(faults=state.faults._replace(**{fault: getattr(state.faults, fault) - 1}))
+    faults = state.faults._replace(**{fault: getattr(state.faults, fault) - 1})
+    if fault == "pause":
+        faults = faults._replace(awake=0)
+    if fault != "moves":
+        faults = faults._replace(together=faults.together - 1)
+        if not faults.together:
+            faults = Faults(together=0, awake=faults.awake, moves=faults.moves)
+    return state._replace(faults=faults)
 
 
 def with_worker(state: State, index: int, **changes: object) -> State:
@@ -209,9 +220,9 @@ def ring(state: State, index: int) -> Iterator[tuple[str, State]]:
 
 
 def answer(state: State, job: int, text: str) -> Iterator[tuple[str, State]]:
-    """Answer the dispatcher of a job, as :func:`ring` does; one that has its result, or crashed, does not listen."""
+    """Answer the dispatcher of a job, as :func:`ring` does; one that knows its result, or crashed, does not listen."""
     who = state.dispatchers[job - 1]
-    if who.result or who.at == "crashed":
+    if who.result or who.at == "crashed" or who.at.startswith("leave"):
         yield "", state
         return
     yield "", with_dispatcher(state, job - 1, answer=text)
