@@ -26,7 +26,7 @@ from corepool.pool.wire import JobState, NotifyEvent
 from corepool.pool.worker import Worker
 from corepool.rmap.replica import Replica
 
-from .mutant import Change, Mutant, Where, amended, changed, misled
+from .mutant import Change, Mutant, Where, amended, changed, misled, one_id
 from .rules import nothing, without_doubt
 from .small import (
     back_in_two_attempts,
@@ -92,18 +92,6 @@ def _beat_ends_first(remove_worker: Any) -> Any:
 def _waits_for_the_store(self: OwnedJob, command: Command) -> None:
     self._queue().appendleft(command)
     self.interrupt()
-
-
-def _one_id(new_id: Any) -> Any:
-    def same(self: NodeContext, prefix: str) -> str:
-        if prefix != "n":
-            made: str = new_id(self, prefix)
-            return made
-        kept: str = self.__dict__.setdefault("_kept_id", None) or new_id(self, prefix)
-        self.__dict__["_kept_id"] = kept
-        return kept
-
-    return same
 
 
 def _deaf_after_a_failure(announce: Any) -> Any:
@@ -238,7 +226,7 @@ SAFEGUARDS = [
     Mutant(
         rule="a new id for each attempt to come back",
         breaks="a node comes back under an id that others are burying",
-        changes=(changed(NodeContext, "new_id", _one_id),),
+        changes=(changed(NodeContext, "new_id", one_id("n")),),
         caught=r"11 \(R11\): the record of .* went before its inbox node:",
         scenario=back_in_two_attempts,
     ),

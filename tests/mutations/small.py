@@ -19,7 +19,7 @@ from corepool.testing import Cluster, ClusterNode, NotInTime
 from corepool.testing.atrest import AtRest
 from corepool.testing.rules import StoreRules
 from tests.scenarios.looking import FOUND, POOL, TTL, Keeper, Store, gathered, keeper, keys_of, nodes, ring
-from tests.scenarios.wiretap import Match, Request, Wiretap, appends, both, cleanup_lock, from_, writes_job
+from tests.scenarios.wiretap import Match, Request, Wiretap, appends, both, cleanup_lock, from_, renews, writes_job
 
 __all__ = [
     "answered_late",
@@ -253,12 +253,7 @@ async def answered_late(cluster: Cluster) -> None:
     pool = await pool_of(cluster, 3)
     [key] = keys_of(pool[0], 1)
     await pool[1].dispatch_job(key)
-
-    def renews(request: Request) -> bool:
-        maps = ("worker_keep_alive.", "node_keep_alive.")
-        return any(request.calls("apply", name) or any(request.sets(name)) for name in maps)
-
-    renewed = tap.hold_answer(both(from_(pool[0].name), renews))
+    renewed = tap.hold_answer(both(from_(pool[0].name), renews()))
     await asyncio.wait_for(renewed.reached(), TTL)
     await cluster.sleep(0.01 * TTL)
     await cluster.partition(pool[0])

@@ -16,11 +16,12 @@ from corepool.testing import Cluster, NotInTime
 from tests.chaos.conftest import DEFAULT_SEEDS
 from tests.chaos.exploring import KINDS
 
+from .clauses import CLAUSES
 from .mutant import Mutant, Where
 from .rules import RULES
 from .safeguards import SAFEGUARDS
 
-MUTANTS = {mutant.rule: mutant for mutant in (*RULES, *SAFEGUARDS)}
+MUTANTS = {mutant.rule: mutant for mutant in (*RULES, *CLAUSES, *SAFEGUARDS)}
 SMALL_SEEDS = 3
 
 
@@ -84,7 +85,7 @@ def test_nothing_but_a_check_names_a_safeguard(error: Exception | None, named: b
 def test_every_rule_has_a_mutant() -> None:
     assert {mutant.rule.partition(".")[0] for mutant in RULES} == {f"R{number}" for number in range(1, 14)}
     assert len(SAFEGUARDS) >= 8
-    assert len(MUTANTS) == len(RULES) + len(SAFEGUARDS), "two mutants have one name"
+    assert len(MUTANTS) == len(RULES) + len(CLAUSES) + len(SAFEGUARDS), "two mutants have one name"
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     assert f"each of {len(MUTANTS)} safeguards is switched off once" in readme
 

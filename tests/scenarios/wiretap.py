@@ -40,7 +40,9 @@ __all__ = [
     "both",
     "cleanup_lock",
     "from_",
+    "reads_job",
     "removes_job",
+    "renews",
     "writes_job",
     "writes_payload",
 ]
@@ -98,6 +100,13 @@ def writes_job(state: JobState, key: str | None = None, *, worker: str | None = 
     return match
 
 
+def reads_job(key: str) -> Match:
+    """A record is looked at."""
+    return lambda request: any(
+        isinstance(op, GetKey) and op.map.startswith("jobs.") and op.key == key for op in request.ops
+    )
+
+
 def removes_job(key: str | None = None) -> Match:
     """A record goes."""
     return lambda request: any(key in (None, op.key) for op in request.deletes("jobs."))
@@ -106,6 +115,12 @@ def removes_job(key: str | None = None) -> Match:
 def writes_payload() -> Match:
     """A payload is written."""
     return lambda request: any(request.sets("job_payloads."))
+
+
+def renews(*kinds: str) -> Match:
+    """Keep-alives of these kinds of member are written: ``node``, ``worker``; both, unless told."""
+    maps = [f"{kind}_keep_alive." for kind in kinds or ("node", "worker")]
+    return lambda request: any(request.calls("apply", name) or any(request.sets(name)) for name in maps)
 
 
 def cleanup_lock(member: str | None = None) -> Match:
