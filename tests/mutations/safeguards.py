@@ -33,6 +33,7 @@ from .small import (
     late_after_the_burial,
     leaving_alone,
     leaving_slowly,
+    leaving_while_fenced,
     many_workers_far_away,
     notified_when_failed,
     notified_while_dead,
@@ -215,6 +216,13 @@ SAFEGUARDS = [
         changes=(changed(Session, "remove_worker", _beat_ends_first),),
         caught=r"start\(.* two live owners",
         scenario=leaving_slowly,
+    ),
+    Mutant(
+        rule="who is fenced hands nothing over",
+        breaks="a worker that is removed while it is fenced drops the list of its jobs, which its cleaner needs",
+        changes=(amended(Worker, "hand_all_over", lambda _done: True),),
+        caught=r"10: .* its owner has gone, and nobody finds it",
+        scenario=leaving_while_fenced,
     ),
     Mutant(
         rule="a fence interrupts a call of the backend",

@@ -30,6 +30,7 @@ __all__ = [
     "late_after_the_burial",
     "leaving_alone",
     "leaving_slowly",
+    "leaving_while_fenced",
     "many_workers_far_away",
     "notified_when_failed",
     "notified_while_dead",
@@ -278,6 +279,24 @@ async def leaving_alone(cluster: Cluster) -> None:
     tap.before(lambda request: any(op.key == worker.id for op in request.sets("workers.")), refuse)
     await node.remove_worker(worker)
     await at_rest(cluster, FOUND + 4 * TTL)
+
+
+async def leaving_while_fenced(cluster: Cluster) -> None:
+    """A worker cannot renew, and fences itself: what it owned by its records is not running any more. Now it is removed."""
+    tap = Wiretap(cluster)
+    pool = await pool_of(cluster, 3)
+    [key] = keys_of(pool[0], 1)
+    await pool[1].dispatch_job(key)
+    [worker] = pool[0].workers
+    beats = tap.hold(both(from_(pool[0].name), renews()))
+    await cluster.eventually(lambda: worker.fenced, within=TTL)
+    await pool[0].remove_worker(worker)
+    try:
+        await cluster.eventually(lambda: cluster.running(key), within=2 * FOUND)
+    except NotInTime as error:
+        raise AssertionError(f"10: {key} is RUNNING by its record, its owner has gone, and nobody finds it") from error
+    beats.open()
+    await at_rest(cluster, DIED_TOO)
 
 
 async def many_workers_far_away(cluster: Cluster) -> None:
