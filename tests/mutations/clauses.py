@@ -21,7 +21,7 @@ from corepool.pool.wire import JobRecord, JobState, PoolRecord
 from corepool.pool.worker import Worker
 from corepool_memory.maps import MemoryMap
 
-from .mutant import Change, Mutant, Where, changed, misled, one_id
+from .mutant import Change, Mutant, changed, misled, one_id
 from .small_calls import cancelled_while_it_moves, given_up_while_it_moves
 from .small_clauses import (
     added_behind_the_end,
@@ -159,7 +159,7 @@ CLAUSES = [
         changes=(changed(JobCalls, "_admit", _by_one_who_keeps_it),),
         caught=r"10 \(R6\): after a shutdown there is still",
         scenario=admitted_behind_the_end,
-        known=Where("steps", 0),
+        kinds=("steps",),
     ),
     Mutant(
         rule="R6.again",

@@ -50,7 +50,7 @@ class Mutant:
     rule: of DESIGN 4, or the safeguard's name. breaks: what goes wrong without it.
     caught: how the violation's own text begins (a regular expression): the number of the invariant, and what it says.
     scenario: one of tests/chaos, by name, or a small one of its own, which runs without faults.
-    known: where it was caught last, to look first: code that moves makes it stale, not wrong.
+    kinds: the kinds of store on which a small one catches it, whatever the seed.
     """
 
     rule: str
@@ -58,7 +58,7 @@ class Mutant:
     changes: tuple[Change, ...]
     caught: str
     scenario: str | Callable[[Cluster], Awaitable[object]] = "chaos"
-    known: Where | None = None
+    kinds: tuple[str, ...] = tuple(KINDS)
 
     @contextmanager
     def switched_off(self) -> Generator[None]:

@@ -27,6 +27,7 @@ __all__ = [
     "asleep_with_the_lock",
     "at_rest",
     "back_in_two_attempts",
+    "cut_off",
     "late_after_the_burial",
     "leaving_alone",
     "leaving_slowly",
@@ -245,6 +246,17 @@ async def waiting_when_cut_off(cluster: Cluster) -> None:
     await cluster.heal(pool[0])
     answering.open()
     await gathered(call)
+    await Store(cluster).tidy()
+
+
+async def cut_off(cluster: Cluster) -> None:
+    """R8. A worker is cut off, for longer than its lease lasts."""
+    pool = await pool_of(cluster, 3)
+    [key] = keys_of(pool[0], 1)
+    await pool[1].dispatch_job(key)
+    await cluster.partition(pool[0])
+    await cluster.eventually(lambda: cluster.running(key) not in ([], [pool[0]]), within=FOUND + TTL)
+    await cluster.heal(pool[0])
     await Store(cluster).tidy()
 
 

@@ -17,6 +17,7 @@ from .small import DIED_TOO, at_rest, pool_of
 __all__ = [
     "added_behind_the_end",
     "admitted_behind_the_end",
+    "all_of_it_ended",
     "back_before_its_cleaner",
     "buried",
     "dead_in_a_row",
@@ -34,7 +35,7 @@ def _left_of_jobs(cluster: Cluster) -> list[str]:
     return [name for name in (*maps, *streams) if name.startswith(mine) and name.endswith(".1")]
 
 
-async def _all_of_it_ended(cluster: Cluster) -> None:
+async def all_of_it_ended(cluster: Cluster) -> None:
     try:
         await cluster.eventually(lambda: not _left_of_jobs(cluster), within=FOUND)
     except NotInTime as error:
@@ -52,7 +53,7 @@ async def admitted_behind_the_end(cluster: Cluster) -> None:
     await one.shutdown()
     written.open()
     await gathered(call)
-    await _all_of_it_ended(cluster)
+    await all_of_it_ended(cluster)
 
 
 async def added_behind_the_end(cluster: Cluster) -> None:
@@ -71,7 +72,7 @@ async def added_behind_the_end(cluster: Cluster) -> None:
     news.release()
     await cluster.sleep(0.1 * TTL)
     beats.open()
-    await _all_of_it_ended(cluster)
+    await all_of_it_ended(cluster)
 
 
 async def unheard(cluster: Cluster) -> None:

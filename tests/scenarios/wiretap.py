@@ -192,10 +192,12 @@ class Gate:
 
 
 class Stray:
-    """A request that a broken connection still carries, and whose caller was told that nobody knows (`OutcomeUnknown`)."""
+    """A request that a broken connection still carries, and whose caller was told that nobody knows (`OutcomeUnknown`); or, if
+    it is silent, was told nothing, and waits until it is cancelled."""
 
-    def __init__(self, match: Match) -> None:
+    def __init__(self, match: Match, *, silent: bool = False) -> None:
         self._match = match
+        self.silent = silent
         self._apply: Callable[[], None] | None = None
         self.request: Request | None = None
         self.fenced = False
@@ -299,9 +301,9 @@ class Wiretap:
         self._feeds.append(held)
         return held
 
-    def strand(self, match: Match) -> Stray:
+    def strand(self, match: Match, *, silent: bool = False) -> Stray:
         """Lose the first write that matches, as if the connection broke under it, and nothing else: it may arrive later."""
-        stray = Stray(match)
+        stray = Stray(match, silent=silent)
         self._strays.append(stray)
         return stray
 
@@ -316,6 +318,8 @@ class Wiretap:
             told(sent)
         for stray in self._strays:
             if stray.takes(sent, lambda: self._run_late(machine, what, request)):
+                if stray.silent:
+                    await asyncio.Event().wait()
                 raise OutcomeUnknown(f"{what}: the connection broke; it may have been applied, or may still be")
 
         def run(server: Any) -> T:
