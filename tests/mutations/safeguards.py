@@ -49,6 +49,7 @@ from .small_found import (
     joined_unknowingly,
     seen_before_it_was_there,
     stopped_in_doubt,
+    tick_in_doubt,
     tombstone_of_a_joiner,
 )
 
@@ -415,6 +416,7 @@ SAFEGUARDS = [
         breaks="a tick whose write was lost fires, and fires again where it is written",
         changes=(Change(Ticker, "_advance", _fires_in_doubt),),
         caught=r"8: tick \d+ .* fired on",
+        scenario=tick_in_doubt,
     ),
     Mutant(
         rule="a replica equals the store at its revision",

@@ -9,6 +9,7 @@ from corepool.errors import BackendUnavailable, OutcomeUnknown
 from corepool.pool.wire import JobState, MemberState, WorkerRecord, decode
 from corepool.testing import Cluster, NotInTime
 from corepool.testing.atrest import AtRest
+from corepool.testing.history import Tick, judge
 from corepool.testing.rules import StoreRules
 from tests.scenarios.looking import FOUND, POOL, QUICK, TTL, Keeper, Store, gathered, keys_of, nodes, ring
 from tests.scenarios.wiretap import Request, Wiretap, both, cleanup_lock, from_, reads_job, writes_job
@@ -22,6 +23,7 @@ __all__ = [
     "joined_unknowingly",
     "seen_before_it_was_there",
     "stopped_in_doubt",
+    "tick_in_doubt",
     "tombstone_of_a_joiner",
 ]
 
@@ -156,6 +158,31 @@ async def stopped_in_doubt(cluster: Cluster) -> None:
         f"9: the stop of {key} says that nothing was done, and it was: {error!r}"
     )
     await Store(cluster).tidy()
+
+
+async def tick_in_doubt(cluster: Cluster) -> None:
+    """A tick is lost on its way to the store, and its node does not know whether it is."""
+    tap = Wiretap(cluster)
+    [node] = await pool_of(cluster, 1)
+    numbers: list[int] = []
+
+    async def listen() -> None:
+        async for number in node.ticker("tick", 0.2 * TTL):
+            numbers.append(number)  # noqa: PERF401  each is counted as it comes
+
+    def advances(request: Request) -> bool:
+        return any(op.when is not ABSENT for op in request.sets("tickers."))
+
+    def lose(_: Request) -> None:
+        raise OutcomeUnknown("it was lost on its way")
+
+    tap.before(advances, lose)
+    listening = asyncio.create_task(listen())
+    await cluster.eventually(lambda: len(numbers) > 2, within=2 * TTL)
+    ticks = [Tick(name="tick", number=number, node=node.name, at=cluster.now) for number in numbers]
+    judge([], [], [], settled_at=cluster.now, ticks=ticks)
+    await node.close()
+    await listening
 
 
 async def back_to_before_it_was_active(cluster: Cluster) -> None:
