@@ -332,7 +332,7 @@ class Chaos:
         """Within how many seconds after the last fault each liveness property of DESIGN 5 holds, by its number; docs/model.md
         tells what each is made of."""
         ttl = self.ttl
-        return {9: 7 * ttl + _LOST, 10: 4 * ttl + _LOST + _HANDLERS, 11: 10 * ttl + 2 * _LOST, 12: 4 * ttl + _LOST}
+        return {9: 7 * ttl + _LOST, 10: 6 * ttl + _LOST + _HANDLERS, 11: 10 * ttl + 2 * _LOST, 12: 6 * ttl + _LOST}
 
     async def settle(self, *, went_back: bool = False) -> None:
         """Liveness: each property holds within its bound, and everything stays right for a time to live. went_back: see
