@@ -124,7 +124,8 @@ class Worker:
                     await self._idle.wait()
         except TimeoutError:
             return False
-        return True
+        # Who is fenced writes nothing: its records still name it, and its list of them is what others find them by (R7).
+        return not (self.fenced or self.lease.dead)
 
     async def stop_all_handlers(self, timeout: float) -> bool:
         """Stop every handler for good, write nothing, and wait until nothing runs here. False: something did not end."""

@@ -43,25 +43,33 @@ class AtRest:
 
     def problem(self) -> str:
         """What is not as it must be, or ""."""
+        return next(iter(self.problems().values()), "")
+
+    def problems(self) -> dict[int, str]:
+        """The same, for each invariant that does not hold, by its number."""
         self.failed.clear()
         nodes = [machine for machine in self._cluster.machines if isinstance(machine, ClusterNode) and machine.up]
         sessions = {node.name: session for node in nodes if (session := _session_of(node)) is not None}
         if not sessions:
-            return "9: no node is up"
+            return {9: "9: no node is up"}
         ended = sorted(name for name, session in sessions.items() if session.ended is not None)
         if ended:
-            return f"9: {ended} are up, but their nodes have ended"
+            return {9: f"9: {ended} are up, but their nodes have ended"}
         store = next(iter(sessions.values())).context.store
         workers = {worker for session in sessions.values() for worker in session.workers}
         members = {session.context.node_id for session in sessions.values()}
         records = {key: decode(entry.value, JobRecord) for key, entry in self._entries(store.jobs).items()}
-        return (
-            self._of_members(store, workers, members)
-            or self._of_jobs(records, workers)
-            or self._of_indexes(store, records, workers)
-            or self._of_leftovers(store, workers, members)
-            or self._of_replicas(store, sessions)
-        )
+        found: dict[int, str] = {}
+        for number, text in (
+            (11, self._of_members(store, workers, members)),
+            (10, self._of_jobs(records, workers)),
+            (11, self._of_indexes(store, records, workers)),
+            (11, self._of_leftovers(store, workers, members)),
+            (12, self._of_replicas(store, sessions)),
+        ):
+            if text:
+                found.setdefault(number, text)
+        return found
 
     def _entries(self, name: str) -> dict[str, Entry]:
         return {entry.key: entry for entry in self._cluster.world.server.maps(self._pool).entries(name)}

@@ -67,7 +67,7 @@ async def outage(cluster: Cluster) -> None:
 async def rollback(cluster: Cluster) -> None:
     """The store loses its newest writes, acknowledged or not (R13). What was written before is there in the end, every job has
     one owner with the largest token ever given, and calls made afterwards hold what they promise."""
-    run = Chaos.draw(cluster)
+    run = Chaos.draw(cluster, full_scan=4.0)
     cluster.recorder.check = False  # two may own a job until the loss is noticed
     await run.found()
     lost_since = lost_until = 0.0

@@ -21,7 +21,7 @@ from corepool.testing import Cluster, Faults, Result, simulate_cluster
 from corepool_memory.options import MemoryOptions
 from tests.chaos.exploring import BUDGETS, KINDS, SCENARIOS
 
-__all__ = ["Change", "Mutant", "Where", "amended", "changed", "misled"]
+__all__ = ["Change", "Mutant", "Where", "amended", "changed", "misled", "one_id"]
 
 _CHECKED_BY = re.compile("^(after every step|InvariantViolated|HistoryViolation|AssertionError): ")
 
@@ -50,7 +50,7 @@ class Mutant:
     rule: of DESIGN 4, or the safeguard's name. breaks: what goes wrong without it.
     caught: how the violation's own text begins (a regular expression): the number of the invariant, and what it says.
     scenario: one of tests/chaos, by name, or a small one of its own, which runs without faults.
-    known: where it was caught last, to look first: code that moves makes it stale, not wrong.
+    kinds: the kinds of store on which a small one catches it, whatever the seed.
     """
 
     rule: str
@@ -58,7 +58,7 @@ class Mutant:
     changes: tuple[Change, ...]
     caught: str
     scenario: str | Callable[[Cluster], Awaitable[object]] = "chaos"
-    known: Where | None = None
+    kinds: tuple[str, ...] = tuple(KINDS)
 
     @contextmanager
     def switched_off(self) -> Generator[None]:
@@ -118,3 +118,19 @@ def misled(owner: Any, name: str, mislead: Callable[..., tuple[Any, ...]]) -> Ch
 def changed(owner: Any, name: str, make: Callable[[Any], Any]) -> Change:
     """A change of a method into something made of it."""
     return Change(owner, name, make(getattr(owner, name)))
+
+
+def one_id(prefix: str) -> Callable[[Any], Any]:
+    """Instead of `NodeContext.new_id`: a node has one id of this kind, which it uses again."""
+
+    def make(new_id: Any) -> Any:
+        def same(context: Any, wanted: str) -> Any:
+            if wanted != prefix:
+                return new_id(context, wanted)
+            kept: str = context.__dict__.setdefault("_kept_id", None) or new_id(context, prefix)
+            context.__dict__["_kept_id"] = kept
+            return kept
+
+        return same
+
+    return make

@@ -23,8 +23,8 @@ from corepool.pool.wire import JobRecord, JobState, MemberState, ReplyTo, Verdic
 from corepool.pool.worker import Worker
 from corepool_memory.backend import MemoryNamespace
 
-from .mutant import Change, Mutant, Where, amended, changed, misled
-from .small import answered_late, asleep_while_claiming, asleep_with_the_lock, two_rings, two_take_over
+from .mutant import Change, Mutant, amended, changed, misled
+from .small import answered_late, asleep_while_claiming, asleep_with_the_lock, cut_off, two_rings, two_take_over
 from .small_calls import begun_by_the_dead, dispatched_while_it_ends, late_after_the_answer, withdrawn_in_doubt
 
 __all__ = ["RULES", "nothing", "without_doubt"]
@@ -76,7 +76,7 @@ def _coarse_token(generation: int, _revision: int) -> FencingToken:
     return FencingToken(generation, 1)
 
 
-async def _collect_unread(self: Sweeper, entry: Any, attention: Any, _stored: Any) -> None:
+async def _collect_unread(self: Sweeper, entry: Any, attention: Any, *_: Any) -> None:
     store = self._context.store
     await store.namespace.commit([DeleteKey(store.payloads, attention.job_id), DeleteKey(store.attention, entry.key)])
 
@@ -190,14 +190,12 @@ RULES = [
         breaks="a job that had run is removed when it cannot be started again: nobody is told, and it is gone",
         changes=(Change(JobProtocol, "fail", _fail_by_removing),),
         caught=r"2 \(R1\): .* had started before",
-        known=Where("steps", 5),
     ),
     Mutant(
         rule="R1.starting",
         breaks="a dispatcher whose time is up deletes the record under an owner that is calling the handler",
         changes=(changed(JobProtocol, "ask_stop", _delete_while_starting),),
         caught=r"3 \(R1\): .* removed the record of",
-        known=Where("steps", 5),
     ),
     Mutant(
         rule="R1.claimed",
@@ -226,21 +224,19 @@ RULES = [
         changes=(Change(OwnedJob, "_call_start", _call_start_anyway),),
         caught=r"start\(.* (two live owners|tokens of a key only grow)",
         scenario=asleep_while_claiming,
-        known=Where("atomic", 0),
+        kinds=("atomic",),
     ),
     Mutant(
         rule="R3.token",
         breaks="the token says only how often the job moved: two claims of one epoch cannot be told apart",
         changes=(Change(job, "FencingToken", _coarse_token),),
         caught=r"start\(.* tokens of a key only grow",
-        known=Where("atomic", 0),
     ),
     Mutant(
         rule="R4",
         breaks="payloads are collected without a look at the record that may still name them",
         changes=(Change(Sweeper, "_attend", _collect_unread),),
         caught=r"1[01]: (payloads and jobs differ|k\d is pending)",
-        known=Where("steps", 5),
     ),
     Mutant(
         rule="R4.order",
@@ -250,7 +246,6 @@ RULES = [
             Change(Sweeper, "full_scan", nothing),  # the backstop would find it, in its own time
         ),
         caught=r"1[01]: (k\d is (pending|starting|stopping)|payloads and jobs differ)",
-        known=Where("steps", 4),
     ),
     Mutant(
         rule="R5",
@@ -261,14 +256,12 @@ RULES = [
         ),
         caught=r"R5: .* had brought it there",
         scenario=two_rings,
-        known=Where("atomic", 0),
     ),
     Mutant(
         rule="R5.stamp",
         breaks="a mover claims to know more than it does: nobody may move the job on when the ring really changes",
         changes=(misled(transitions, "release", _stamp_of_the_future),),
         caught=r"R5: .* which does not exist yet",
-        known=Where("atomic", 0),
     ),
     Mutant(
         rule="R6",
@@ -282,21 +275,19 @@ RULES = [
         breaks="jobs are taken from a worker that was only slow, and knows nothing of it",
         changes=(changed(Cleanup, "_tombstone", _half_a_tombstone),),
         caught=r"6 \(R7\): .* (without a tombstone|nobody had declared dead)",
-        known=Where("atomic", 0),
     ),
     Mutant(
         rule="R7.renew",
         breaks="who was declared dead overwrites its tombstone, and goes on with jobs that others have",
         changes=(amended(Lease, "renewal", _whatever_stands_there),),
         caught=r"6 \(R7\): .* gives a sign of life",
-        known=Where("atomic", 0),
     ),
     Mutant(
         rule="R8",
         breaks="a worker that is cut off goes on after others may have taken its jobs",
         changes=(Change(Worker, "fence", _deaf),),
         caught=r"start\(.* two live owners",
-        known=Where("atomic", 11),
+        scenario=cut_off,
     ),
     Mutant(
         rule="R8.sent",
@@ -304,14 +295,12 @@ RULES = [
         changes=(changed(Lease, "answered", _from_the_answer),),
         caught=r"start\(.* two live owners",
         scenario=answered_late,
-        known=Where("atomic", 0),
     ),
     Mutant(
         rule="R9",
         breaks="what an owner lost track of (after a fence, an unknown outcome) never runs again",
         changes=(Change(Worker, "review", _no_review),),
         caught=r"10: k\d is RUNNING by its record, and runs on \[\]|11: the index of",
-        known=Where("steps", 0),
     ),
     Mutant(
         rule="R10",
@@ -319,14 +308,12 @@ RULES = [
         changes=(Change(Watcher, "poll_succeeded", _gaps_are_silence),),
         caught=r"6: .* declared .* dead .* after a sign of life",
         scenario="outage",
-        known=Where("atomic", 0),
     ),
     Mutant(
         rule="R11.leave",
         breaks="a leaver that dies after its record went leaves an inbox and keep-alive that nobody can list",
         changes=(changed(Session, "remove_worker", _record_first),),
         caught=r"11 \(R11\): the record of .* went before its inbox",
-        known=Where("atomic", 0),
     ),
     Mutant(
         rule="R11.join",
@@ -336,7 +323,6 @@ RULES = [
             changed(Membership, "change_worker", _record_last),
         ),
         caught=r"11 \(R11\): .* gives a sign of life before it has a record",
-        known=Where("atomic", 0),
     ),
     Mutant(
         rule="R12.release",
@@ -347,7 +333,6 @@ RULES = [
         ),
         caught=r"6 \(R12\): .* removed the cleanup lock",
         scenario=asleep_with_the_lock,
-        known=Where("atomic", 0),
     ),
     Mutant(
         rule="R12.takeover",
@@ -355,7 +340,6 @@ RULES = [
         changes=(Change(CleanupLock, "take", _delete_and_create),),
         caught=r"6( \(R12\))?: .* (removed|took) the cleanup lock",
         scenario=two_take_over,
-        known=Where("atomic", 0),
     ),
     Mutant(
         rule="R13",
@@ -363,6 +347,5 @@ RULES = [
         changes=(Change(Session, "_rolled_back", _deaf),),
         caught=r"5: .* with a token that is not the largest",
         scenario="rollback",
-        known=Where("atomic", 2),
     ),
 ]

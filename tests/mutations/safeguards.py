@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from copy import copy
+from typing import Any, cast
 
 import msgspec
 
@@ -15,7 +16,7 @@ from corepool.pool.commands import Command
 from corepool.pool.context import NodeContext
 from corepool.pool.dispatch import JobCalls
 from corepool.pool.job import OwnedJob
-from corepool.pool.liveness import WORKER, Liveness, Member
+from corepool.pool.liveness import WORKER, Liveness, Member, Suspect
 from corepool.pool.protocol import JobProtocol, Outcome
 from corepool.pool.router import Router
 from corepool.pool.session import Session
@@ -26,13 +27,14 @@ from corepool.pool.wire import JobState, NotifyEvent
 from corepool.pool.worker import Worker
 from corepool.rmap.replica import Replica
 
-from .mutant import Change, Mutant, Where, amended, changed, misled
+from .mutant import Change, Mutant, amended, changed, misled, one_id
 from .rules import nothing, without_doubt
 from .small import (
     back_in_two_attempts,
     late_after_the_burial,
     leaving_alone,
     leaving_slowly,
+    leaving_while_fenced,
     many_workers_far_away,
     notified_when_failed,
     notified_while_dead,
@@ -41,6 +43,15 @@ from .small import (
     waiting_when_cut_off,
 )
 from .small_calls import asked_and_stopped, asker_left, failing_at_once
+from .small_found import (
+    back_to_before_it_was_active,
+    claiming_when_erased,
+    joined_unknowingly,
+    seen_before_it_was_there,
+    stopped_in_doubt,
+    tick_in_doubt,
+    tombstone_of_a_joiner,
+)
 
 __all__ = ["SAFEGUARDS"]
 
@@ -94,18 +105,6 @@ def _waits_for_the_store(self: OwnedJob, command: Command) -> None:
     self.interrupt()
 
 
-def _one_id(new_id: Any) -> Any:
-    def same(self: NodeContext, prefix: str) -> str:
-        if prefix != "n":
-            made: str = new_id(self, prefix)
-            return made
-        kept: str = self.__dict__.setdefault("_kept_id", None) or new_id(self, prefix)
-        self.__dict__["_kept_id"] = kept
-        return kept
-
-    return same
-
-
 def _deaf_after_a_failure(announce: Any) -> Any:
     async def announced(self: Session) -> None:
         try:
@@ -130,11 +129,68 @@ def _own_are_nobodys(whom_to_watch: Any) -> Any:
     return watched
 
 
+def _unknowing_are_erased(remove_worker: Any) -> Any:
+    async def removed(self: Session, worker: Worker, timeout: float) -> bool:
+        if worker.removed and not worker._loops:
+            await self._discard(worker)
+            return True
+        done: bool = await remove_worker(self, worker, timeout)
+        return done
+
+    return removed
+
+
+async def _erase_at_once(self: Session, worker: Worker) -> None:
+    store = self.context.store
+    await store.map(store.owned(worker.id)).destroy()
+    await store.stream(store.worker_inbox(worker.id)).destroy()
+    await store.map(store.worker_keep_alive).delete(worker.id)
+    await self.context.membership.remove_worker(worker.id)
+
+
+async def _compare_only(self: Session) -> None:
+    for worker in list(self.workers.values()):
+        await worker.review()
+
+
 # --- cleanup ---------------------------------------------------------------------------------------------------------
 
 
 async def _destroy_undrained(self: Cleanup, name: str) -> None:
     await self._context.store.stream(name).destroy()
+
+
+async def _tombstone_first(self: Cleanup, suspect: Suspect) -> None:
+    lock = CleanupLock(self._context, suspect.member.id)
+    tombstone = await self._tombstone(suspect)
+    if tombstone is not None and await lock.take(self._locks_seen):
+        bury = self._bury_worker if suspect.member.kind == WORKER else self._bury_node
+        await bury(suspect.member.id, tombstone, lock)
+
+
+class _StoppedClock:
+    """A clock that stands still."""
+
+    def __init__(self, clock: Any) -> None:
+        self._now = clock.monotonic()
+
+    def monotonic(self) -> float:
+        now: float = self._now
+        return now
+
+
+def _counts_from_the_question(take: Any) -> Any:
+    async def taken(self: CleanupLock, seen: dict[str, tuple[int, float]]) -> bool:
+        context = self._context
+        self._context = copy(context)
+        self._context.clock = cast("Any", _StoppedClock(context.clock))
+        try:
+            done: bool = await take(self, seen)
+        finally:
+            self._context = context
+        return done
+
+    return taken
 
 
 def _no_grave(self: CleanupLock) -> DeleteKey:
@@ -200,6 +256,7 @@ SAFEGUARDS = [
         changes=(changed(JobCalls, "_admit", _registered_late),),
         caught=r"the answer to a dispatch was not heard",
         scenario=failing_at_once,
+        kinds=("atomic",),
     ),
     Mutant(
         rule="the answer to a stop is not the answer to a start",
@@ -213,7 +270,13 @@ SAFEGUARDS = [
         breaks="JobExistsError for a job of the caller's own, which had been admitted, run and gone",
         changes=(amended(JobProtocol, "admit", without_doubt),),
         caught=r"[34]: .*JobExistsError",
-        known=Where("steps", 4),
+    ),
+    Mutant(
+        rule="a stop in doubt is not nothing",
+        breaks="BackendUnavailable, nothing was done, for a stop that was carried out",
+        changes=(amended(JobProtocol, "ask_stop", without_doubt),),
+        caught=r"9: the stop of .* nothing was done, and it was",
+        scenario=stopped_in_doubt,
     ),
     Mutant(
         rule="compare-and-set",
@@ -229,6 +292,35 @@ SAFEGUARDS = [
         scenario=leaving_slowly,
     ),
     Mutant(
+        rule="who is fenced hands nothing over",
+        breaks="a worker that is removed while it is fenced drops the list of its jobs, which its cleaner needs",
+        changes=(amended(Worker, "hand_all_over", lambda _done: True),),
+        caught=r"10: .* its owner has gone, and nobody finds it",
+        scenario=leaving_while_fenced,
+    ),
+    Mutant(
+        rule="who may have joined leaves in order",
+        breaks="a worker that does not know that it has joined is erased with what it was given",
+        changes=(changed(Session, "remove_worker", _unknowing_are_erased),),
+        caught=r"what was in the inbox of one that had joined unknowingly is lost",
+        scenario=joined_unknowingly,
+    ),
+    Mutant(
+        rule="a claim on its way is settled before its worker is erased",
+        breaks="it lists its key after the list was removed, and nobody removes that again",
+        changes=(Change(Session, "_erase", _erase_at_once),),
+        caught=r"10 \(R6\): after a shutdown there is still .*owned@",
+        scenario=claiming_when_erased,
+        kinds=("steps",),
+    ),
+    Mutant(
+        rule="a worker says again that it is active",
+        breaks="after a store that went back to before that, it stays JOINING for ever",
+        changes=(Change(Session, "_reassert", _compare_only),),
+        caught=r"11: not active in workers",
+        scenario=back_to_before_it_was_active,
+    ),
+    Mutant(
         rule="a fence interrupts a call of the backend",
         breaks="a worker waits for the store before it stops its handler; the lease does not",
         changes=(Change(OwnedJob, "_fence", _waits_for_the_store),),
@@ -238,7 +330,7 @@ SAFEGUARDS = [
     Mutant(
         rule="a new id for each attempt to come back",
         breaks="a node comes back under an id that others are burying",
-        changes=(changed(NodeContext, "new_id", _one_id),),
+        changes=(changed(NodeContext, "new_id", one_id("n")),),
         caught=r"11 \(R11\): the record of .* went before its inbox node:",
         scenario=back_in_two_attempts,
     ),
@@ -262,6 +354,7 @@ SAFEGUARDS = [
         changes=(Change(Liveness, "_side_by_side", Liveness._in_one_commit),),
         caught=r".* though every (worker|one) is well",
         scenario=many_workers_far_away,
+        kinds=("steps",),
     ),
     Mutant(
         rule="an inbox is drained before its worker is removed",
@@ -269,6 +362,20 @@ SAFEGUARDS = [
         changes=(Change(Cleanup, "drain_inbox", _destroy_undrained),),
         caught=r"a notification in the inbox of the dead was lost",
         scenario=notified_while_dead,
+    ),
+    Mutant(
+        rule="the lock comes before the tombstone of one without a keep-alive",
+        breaks="who dies in between leaves a tombstone that nobody can list",
+        changes=(Change(Cleanup, "_bury", _tombstone_first),),
+        caught=r"11: worker_keep_alive\.1 and who is alive differ",
+        scenario=tombstone_of_a_joiner,
+    ),
+    Mutant(
+        rule="a lock is not seen before it is there",
+        breaks="a question that takes long makes a lock look stale that was taken just now",
+        changes=(changed(CleanupLock, "take", _counts_from_the_question),),
+        caught=r"6: .* took the cleanup lock",
+        scenario=seen_before_it_was_there,
     ),
     Mutant(
         rule="a grave is closed later",
@@ -289,7 +396,6 @@ SAFEGUARDS = [
         breaks="a cleaner gives a job that is to be stopped to a next owner",
         changes=(changed(Cleanup, "move_on", _stops_are_moved),),
         caught=r"4: the record of .* went from stopping to pending",
-        known=Where("steps", 5),
     ),
     Mutant(
         rule="a destroyed inbox is not revived",
@@ -310,13 +416,12 @@ SAFEGUARDS = [
         breaks="a tick whose write was lost fires, and fires again where it is written",
         changes=(Change(Ticker, "_advance", _fires_in_doubt),),
         caught=r"8: tick \d+ .* fired on",
-        known=Where("steps", 4),
+        scenario=tick_in_doubt,
     ),
     Mutant(
         rule="a replica equals the store at its revision",
         breaks="a node goes on seeing a member that has left",
         changes=(changed(Replica, "_apply_change", _keeps_what_went),),
         caught=r"7: the replica of",
-        known=Where("atomic", 0),
     ),
 ]

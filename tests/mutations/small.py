@@ -19,7 +19,7 @@ from corepool.testing import Cluster, ClusterNode, NotInTime
 from corepool.testing.atrest import AtRest
 from corepool.testing.rules import StoreRules
 from tests.scenarios.looking import FOUND, POOL, TTL, Keeper, Store, gathered, keeper, keys_of, nodes, ring
-from tests.scenarios.wiretap import Match, Request, Wiretap, appends, both, cleanup_lock, from_, writes_job
+from tests.scenarios.wiretap import Match, Request, Wiretap, appends, both, cleanup_lock, from_, renews, writes_job
 
 __all__ = [
     "answered_late",
@@ -27,9 +27,11 @@ __all__ = [
     "asleep_with_the_lock",
     "at_rest",
     "back_in_two_attempts",
+    "cut_off",
     "late_after_the_burial",
     "leaving_alone",
     "leaving_slowly",
+    "leaving_while_fenced",
     "many_workers_far_away",
     "notified_when_failed",
     "notified_while_dead",
@@ -247,18 +249,24 @@ async def waiting_when_cut_off(cluster: Cluster) -> None:
     await Store(cluster).tidy()
 
 
+async def cut_off(cluster: Cluster) -> None:
+    """R8. A worker is cut off, for longer than its lease lasts."""
+    pool = await pool_of(cluster, 3)
+    [key] = keys_of(pool[0], 1)
+    await pool[1].dispatch_job(key)
+    await cluster.partition(pool[0])
+    await cluster.eventually(lambda: cluster.running(key) not in ([], [pool[0]]), within=FOUND + TTL)
+    await cluster.heal(pool[0])
+    await Store(cluster).tidy()
+
+
 async def answered_late(cluster: Cluster) -> None:
     """R8. A worker is cut off just after it has renewed, and hears of it late: its lease counts from when it asked."""
     tap = Wiretap(cluster)
     pool = await pool_of(cluster, 3)
     [key] = keys_of(pool[0], 1)
     await pool[1].dispatch_job(key)
-
-    def renews(request: Request) -> bool:
-        maps = ("worker_keep_alive.", "node_keep_alive.")
-        return any(request.calls("apply", name) or any(request.sets(name)) for name in maps)
-
-    renewed = tap.hold_answer(both(from_(pool[0].name), renews))
+    renewed = tap.hold_answer(both(from_(pool[0].name), renews()))
     await asyncio.wait_for(renewed.reached(), TTL)
     await cluster.sleep(0.01 * TTL)
     await cluster.partition(pool[0])
@@ -283,6 +291,24 @@ async def leaving_alone(cluster: Cluster) -> None:
     tap.before(lambda request: any(op.key == worker.id for op in request.sets("workers.")), refuse)
     await node.remove_worker(worker)
     await at_rest(cluster, FOUND + 4 * TTL)
+
+
+async def leaving_while_fenced(cluster: Cluster) -> None:
+    """A worker cannot renew, and fences itself: what it owned by its records is not running any more. Now it is removed."""
+    tap = Wiretap(cluster)
+    pool = await pool_of(cluster, 3)
+    [key] = keys_of(pool[0], 1)
+    await pool[1].dispatch_job(key)
+    [worker] = pool[0].workers
+    beats = tap.hold(both(from_(pool[0].name), renews()))
+    await cluster.eventually(lambda: worker.fenced, within=TTL)
+    await pool[0].remove_worker(worker)
+    try:
+        await cluster.eventually(lambda: cluster.running(key), within=2 * FOUND)
+    except NotInTime as error:
+        raise AssertionError(f"10: {key} is RUNNING by its record, its owner has gone, and nobody finds it") from error
+    beats.open()
+    await at_rest(cluster, DIED_TOO)
 
 
 async def many_workers_far_away(cluster: Cluster) -> None:

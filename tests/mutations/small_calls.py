@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from corepool import Job, JobGoneError, JobStartError
-from corepool.errors import OutcomeUnknown
+from corepool.errors import BackendUnavailable, OutcomeUnknown
 from corepool.pool.wire import JobState
 from corepool.testing import Cluster, NotInTime
 from corepool.testing.history import Dispatch, judge
 from tests.scenarios.looking import FOUND, POOL, QUICK, TTL, Store, gathered, keeper, keys_of
-from tests.scenarios.wiretap import Request, Wiretap, appends, both, from_, removes_job, writes_job
+from tests.scenarios.wiretap import Request, Wiretap, appends, both, from_, reads_job, removes_job, writes_job
 
 from .small import at_rest, pool_of
 
@@ -18,8 +19,10 @@ __all__ = [
     "asked_and_stopped",
     "asker_left",
     "begun_by_the_dead",
+    "cancelled_while_it_moves",
     "dispatched_while_it_ends",
     "failing_at_once",
+    "given_up_while_it_moves",
     "late_after_the_answer",
     "withdrawn_in_doubt",
 ]
@@ -88,6 +91,58 @@ async def begun_by_the_dead(cluster: Cluster) -> None:
     await gathered(call)
     _judge(cluster)
     bells.release()
+    await Store(cluster).tidy()
+
+
+async def _moves_unheard(
+    cluster: Cluster, tap: Wiretap
+) -> tuple[str, asyncio.Task[None], asyncio.Event, Callable[[], None]]:
+    """A job has started, which its dispatcher has not heard; about to look, it is held up. Meanwhile the job moves: its record
+    is PENDING. The event lets the look fail; what comes last lets the next owner hear its bell."""
+    pool = await pool_of(cluster, 2)
+    client = await cluster.node(POOL, client_only=True, **QUICK)
+    [key] = keys_of(pool[0], 1)
+    tap.hold_feed(client.name, "sink ")
+    bells = tap.hold_feed(pool[1].name, "sink owner of worker:")
+    looked = asyncio.Event()
+
+    async def refuse(_: Request) -> None:
+        await looked.wait()
+        raise BackendUnavailable("not now")
+
+    look = tap.before(both(from_(client.name), reads_job(key)), refuse)
+    call = asyncio.create_task(client.dispatch_job(key, timeout=0.2 * TTL))
+    await cluster.eventually(lambda: look.hits, within=TTL)
+    await pool[0].remove_worker(pool[0].workers[0])
+    job = Store(cluster).job(key)
+    assert job is not None
+    assert (job.state, job.started) == (JobState.PENDING, True)
+    return key, call, looked, bells.release
+
+
+async def given_up_while_it_moves(cluster: Cluster) -> None:
+    """R1. A dispatcher has heard of no start when its time is up. What it finds is PENDING, but had started."""
+    key, call, looked, ring = await _moves_unheard(cluster, Wiretap(cluster))
+    looked.set()
+    [error] = await gathered(call)
+    ring()
+    if error is None:
+        await cluster.eventually(lambda: cluster.running(key), within=TTL)
+    _judge(cluster)
+    await Store(cluster).tidy()
+
+
+async def cancelled_while_it_moves(cluster: Cluster) -> None:
+    """R1. The same, and the dispatcher's caller is cancelled meanwhile: what had started is not taken back."""
+    key, call, _, ring = await _moves_unheard(cluster, Wiretap(cluster))
+    call.cancel()
+    await gathered(call)
+    await cluster.sleep(0.2 * TTL)  # what takes it back, if anything does, is through
+    ring()
+    try:
+        await cluster.eventually(lambda: cluster.running(key), within=FOUND)
+    except NotInTime as error:
+        raise AssertionError(f"2 (R1): {key} had started, and was taken back by its dispatcher") from error
     await Store(cluster).tidy()
 
 

@@ -40,7 +40,9 @@ __all__ = [
     "both",
     "cleanup_lock",
     "from_",
+    "reads_job",
     "removes_job",
+    "renews",
     "writes_job",
     "writes_payload",
 ]
@@ -98,6 +100,13 @@ def writes_job(state: JobState, key: str | None = None, *, worker: str | None = 
     return match
 
 
+def reads_job(key: str) -> Match:
+    """A record is looked at."""
+    return lambda request: any(
+        isinstance(op, GetKey) and op.map.startswith("jobs.") and op.key == key for op in request.ops
+    )
+
+
 def removes_job(key: str | None = None) -> Match:
     """A record goes."""
     return lambda request: any(key in (None, op.key) for op in request.deletes("jobs."))
@@ -106,6 +115,12 @@ def removes_job(key: str | None = None) -> Match:
 def writes_payload() -> Match:
     """A payload is written."""
     return lambda request: any(request.sets("job_payloads."))
+
+
+def renews(*kinds: str) -> Match:
+    """Keep-alives of these kinds of member are written: ``node``, ``worker``; both, unless told."""
+    maps = [f"{kind}_keep_alive." for kind in kinds or ("node", "worker")]
+    return lambda request: any(request.calls("apply", name) or any(request.sets(name)) for name in maps)
 
 
 def cleanup_lock(member: str | None = None) -> Match:
@@ -177,10 +192,12 @@ class Gate:
 
 
 class Stray:
-    """A request that a broken connection still carries, and whose caller was told that nobody knows (`OutcomeUnknown`)."""
+    """A request that a broken connection still carries, and whose caller was told that nobody knows (`OutcomeUnknown`); or, if
+    it is silent, was told nothing, and waits until it is cancelled."""
 
-    def __init__(self, match: Match) -> None:
+    def __init__(self, match: Match, *, silent: bool = False) -> None:
         self._match = match
+        self.silent = silent
         self._apply: Callable[[], None] | None = None
         self.request: Request | None = None
         self.fenced = False
@@ -284,9 +301,9 @@ class Wiretap:
         self._feeds.append(held)
         return held
 
-    def strand(self, match: Match) -> Stray:
+    def strand(self, match: Match, *, silent: bool = False) -> Stray:
         """Lose the first write that matches, as if the connection broke under it, and nothing else: it may arrive later."""
-        stray = Stray(match)
+        stray = Stray(match, silent=silent)
         self._strays.append(stray)
         return stray
 
@@ -301,6 +318,8 @@ class Wiretap:
             told(sent)
         for stray in self._strays:
             if stray.takes(sent, lambda: self._run_late(machine, what, request)):
+                if stray.silent:
+                    await asyncio.Event().wait()
                 raise OutcomeUnknown(f"{what}: the connection broke; it may have been applied, or may still be")
 
         def run(server: Any) -> T:

@@ -4,6 +4,7 @@ later, whatever its ``finally`` blocks still ask of asyncio."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
+from corepool.errors import BackendUnavailable
 from corepool.testing import Cluster, simulate_cluster
 from corepool_memory.sim import run
 from corepool_memory.sim.faults import Faults
@@ -173,3 +175,34 @@ def test_runs_that_failed_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> Non
     for _ in range(10):
         simulate(scenario, most_replays=0)
     assert sum(world() is not None for world in worlds) <= 3
+
+
+@pytest.mark.parametrize("cut_off", [False, True], ids=["its own", "the network's"])
+def test_an_error_keeps_nothing_alive(cut_off: bool) -> None:
+    """No collector runs during a run: what an error's frames held must go with the error."""
+    held: list[weakref.ref[object]] = []
+
+    class Large:
+        pass
+
+    async def scenario(world: World) -> None:
+        node = world.add_node("a")
+        store = world.backend(node).namespace("n").map("m")
+
+        async def failing() -> None:
+            large = Large()
+            held.append(weakref.ref(large))
+            if cut_off:
+                await store.get("k")
+            raise BackendUnavailable("its own")
+
+        if cut_off:
+            world.partition("a")
+        for _ in range(2):  # the first finds the old connection, the second none
+            with contextlib.suppress(BackendUnavailable):
+                await world.on(node, failing)
+        world.heal()  # what was on its way belongs to a call
+        await asyncio.sleep(100.0)
+        assert [reference() for reference in held] == [None, None]
+
+    simulate(scenario, most_replays=0).check()

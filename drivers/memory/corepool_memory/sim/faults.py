@@ -233,17 +233,19 @@ class Nemesis:
         name = names[self._chooser.choose(len(names), f"nemesis:{kind}:target")]
         self._begin(kind, name, begin, end)
 
-    def cut_power(self, name: str) -> None:
-        """Crash a machine now, if it may be hit, and bring it back later (see ``Faults.crash_at_request``)."""
-        if not self._resting and name in self.targets.names():
-            self._begin("crash", name, self.targets.crash, self.targets.revive)
+    def cut_power(self, name: str) -> bool:
+        """Crash a machine now, if it may be hit, and bring it back later (see ``Faults.crash_at_request``). Whether it was."""
+        if self._resting or name not in self.targets.names():
+            return False
+        return self._begin("crash", name, self.targets.crash, self.targets.revive)
 
-    def _begin(self, kind: str, name: str, begin: Callable[[str], None], end: Callable[[str], None] | None) -> None:
+    def _begin(self, kind: str, name: str, begin: Callable[[str], None], end: Callable[[str], None] | None) -> bool:
         if (kind, name) in self._undo:
-            return
+            return False
         begin(name)
         if end is not None:
             self._later(kind, name, self._duration(kind), end)
+        return True
 
     def _later(self, kind: str, name: str, seconds: float, end: Callable[[str], None]) -> None:
         def undo() -> None:

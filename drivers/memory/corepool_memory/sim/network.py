@@ -142,7 +142,7 @@ class Network:
 
     on_request: told of each request the server has run: machine, operation, and the error it answered with.
     on_fault: told of each fault that happened: kind, machine, what it hit.
-    cut_power: crashes a machine, when the plan says so.
+    cut_power: crashes a machine, when the plan says so; False: that may not be hit now.
     calm: no new faults; latency goes on. Then no decision about a fault is even asked for, so that a minimised run, in
         which decisions move, cannot have one either.
     """
@@ -153,7 +153,7 @@ class Network:
         self.server = server
         self.on_request: Callable[[str, str, BaseException | None], None] = lambda name, what, error: None
         self.on_fault: Callable[[str, str, str], None] = lambda kind, name, what: None
-        self.cut_power: Callable[[str], None] = lambda name: None
+        self.cut_power: Callable[[str], bool] = lambda name: False
         self.calm = False
         self.shut = False  # the run is over
         self.context = Context()

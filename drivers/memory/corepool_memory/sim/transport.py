@@ -102,8 +102,8 @@ class SimTransport:
         except Exception as raised:  # noqa: BLE001  whatever the server answers is raised at the caller
             error = raised
         network.on_request(link.name, call.what, error)
-        if network.strikes(link.power):
-            network.cut_power(link.name)
+        if network.strikes(link.power) and network.cut_power(link.name):
+            network.on_fault("crash at request", link.name, call.what)
         if breaks == 2:
             network.on_fault("reset after", link.name, call.what)
             self._break_from_server(connection)
