@@ -9,6 +9,7 @@ Neighbours: dispatch, stop and notify register here; the node's inbox delivers a
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Self
 
 from corepool.errors import CorepoolError
@@ -79,6 +80,7 @@ class Calls:
         self._calls: dict[int, Call] = {}
         self._number = 0
         self._closed: CorepoolError | None = None
+        self._end = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -94,6 +96,18 @@ class Calls:
         self._number += 1
         return Call(self._number, asyncio.get_running_loop().create_future(), self._calls)
 
+    async def pause(self, seconds: float) -> None:
+        """Sleep before another try, unless the node ends.
+
+        Raises:
+            NodeClosedError, PoolShutdownError: it has ended.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._end.wait()
+        if self._closed is not None:
+            raise self._closed
+
     def deliver(self, answer: Answer) -> None:
         """An answer arrived. If nobody waits for it any more it is dropped."""
         call = self._calls.get(answer.call)
@@ -108,5 +122,6 @@ class Calls:
     def close(self, error: CorepoolError) -> None:
         """Everybody who waits gets ``error``, as does everybody who comes later."""
         self._closed = error
+        self._end.set()
         for call in list(self._calls.values()):
             call.fail(error)

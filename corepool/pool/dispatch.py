@@ -119,7 +119,9 @@ class JobCalls:
             if deadline.left <= 0:
                 raise DispatchTimeoutError(f"no worker for {key!r} within {deadline.seconds:g} s; it was never started")
             # The target left; our ring is about to show it.
-            await asyncio.sleep(min(deadline.left, context.options.poll_period / 20 * (0.5 + context.random.random())))
+            await context.calls.pause(
+                min(deadline.left, context.options.poll_period / 20 * (0.5 + context.random.random()))
+            )
 
     async def _admit_once(self, key: str, record: JobRecord, payload: bytes) -> Outcome:
         try:
@@ -321,7 +323,9 @@ class JobCalls:
                 raise BackendUnavailable(
                     f"the owner of {key!r} is leaving and nobody has taken over yet; nothing was sent"
                 )
-            await asyncio.sleep(min(deadline.left, context.options.poll_period / 20 * (0.5 + context.random.random())))
+            await context.calls.pause(
+                min(deadline.left, context.options.poll_period / 20 * (0.5 + context.random.random()))
+            )
 
     def _judge_notification(self, key: str, answer: Answer) -> None:
         if answer.verdict is Verdict.FAILED:

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from corepool import JobExistsError
+from corepool import JobExistsError, NodeClosedError
 from corepool.pool.wire import Attention, JobState, encode
 from corepool.testing import Cluster
 from corepool_memory.sim.errors import NodeCrashed
@@ -153,6 +153,26 @@ def test_the_caller_of_dispatch_is_cancelled_while_there_is_no_worker(simulated:
         assert [key for key in cluster.recorder.tenures if cluster.history(key)] == ["another"]
 
     simulated(scenario, reaches=["the queue was full"])
+
+
+@pytest.mark.parametrize("call", ["dispatch_job", "notify_worker"])
+def test_a_call_between_two_tries_ends_as_its_node_closes(simulated: Simulated, call: str) -> None:
+    """The worker that it wants takes nothing more, and the ring does not show it yet: the call tries again and again."""
+
+    async def scenario(cluster: Cluster) -> None:
+        closing, other = await nodes(cluster, 2)
+        [key] = keys_of(other, 1)
+        if call == "notify_worker":
+            await other.dispatch_job(key)
+        cluster.world.server.streams(POOL).seal(f"worker:{other.workers[0].id}.1")
+        asked = asyncio.create_task(getattr(closing, call)(key))
+        await cluster.sleep(0.5)
+        assert not asked.done()
+        await closing.close()  # which finds what is left on its machine
+        [error] = await gathered(asked)
+        assert isinstance(error, NodeClosedError), error
+
+    simulated(scenario)
 
 
 def test_a_payload_that_comes_after_its_job_was_given_up_is_collected(simulated: Simulated) -> None:

@@ -270,7 +270,8 @@ async def _settle(env: Env) -> str:
 async def _problem(env: Env) -> str:
     checker = await env.checker()
     running: dict[str, list[Effect]] = {}
-    for effect in env.effects():
+    effects = env.effects()
+    for effect in effects:
         if effect.ended is None:
             running.setdefault(effect.key, []).append(effect)
     try:
@@ -291,6 +292,8 @@ async def _problem(env: Env) -> str:
         return f"P11: {extra[0]} has no record, and {running[extra[0]][0].owner} has it"
     if set(workers) != (alive := await env.workers()):
         return f"P11: workers of the pool and workers alive differ: {sorted(set(workers) ^ alive)}"
+    if env.effects() != effects:
+        return "P10: jobs move"  # what was read of one of them no longer stands, and the judge looks at this moment
     return ""
 
 
