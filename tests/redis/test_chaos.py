@@ -69,7 +69,8 @@ async def test_twenty_thousand_writes_over_two_hundred_kills(own_server: Server,
         for line in chance.sample(lines, min(2, len(lines))):
             with contextlib.suppress(RuntimeError):
                 kills += int(str(command(own_server.port, "CLIENT", "KILL", "ID", line.split()[0].removeprefix("id="))))
-        await asyncio.sleep(0.01)
+        while written < 20_000 * kills / KILLS:  # evenly over all writes
+            await asyncio.sleep(0.001)
     await writing
     items = reader.namespace(name).map("m")
     last = await items.set("last", b"")
