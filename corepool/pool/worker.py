@@ -120,7 +120,8 @@ class Worker:
         try:
             async with asyncio.timeout(timeout / 2):
                 await self._idle.wait()
-                while await self.review():  # what is ours by record but does not run here (R9) is let go of too
+                # What is ours by record but does not run here (R9) is let go of too; a review passes over what is busy.
+                while await self.review() or not self._idle.is_set():
                     await self._idle.wait()
         except TimeoutError:
             return False

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from corepool import PoolShutdownError
+from corepool.driver import GetKey
+from corepool.pool.commands import Review
 from corepool.pool.wire import MemberState, WorkerRecord, decode
 from corepool.testing import Cluster
 
 from .conftest import Simulated
 from .looking import POOL, QUICK, TTL, Keeper, Store, gathered, keeper, keys_of, nodes, ring
-from .wiretap import Request, Wiretap
+from .wiretap import Request, Wiretap, both, from_
 
 KEYS = [f"k{number}" for number in range(40)]
 
@@ -199,3 +201,28 @@ def test_closing_while_the_backend_is_away(simulated: Simulated) -> None:
         assert pool[0].tasks() == []
 
     simulated(scenario, reaches=["a node closed that was cut off"])
+
+
+def test_a_worker_leaves_when_nothing_is_under_way_on_it(simulated: Simulated) -> None:
+    """While a leaving worker looks for the last time whether anything is left, one of its jobs is looked at again."""
+
+    async def scenario(cluster: Cluster) -> None:
+        tap = Wiretap(cluster)
+        leaving, _ = await nodes(cluster, 2)
+        [worker], [key] = leaving.workers, keys_of(leaving, 1)
+        looks = both(from_(leaving.name), lambda request: request.calls("entries", "owned@"))
+        looked = tap.hold_answer(looks)
+        removing = asyncio.create_task(leaving.remove_worker(worker))
+        await looked.reached()
+        reads = both(from_(leaving.name), lambda request: any(isinstance(op, GetKey) for op in request.ops))
+        read = tap.hold(reads, times=1)
+        worker.put(key, Review())
+        await read.reached()
+        looked.open()
+        await cluster.sleep(1.0)
+        assert not removing.done()
+        read.open()
+        await removing
+        await Store(cluster).tidy()
+
+    simulated(scenario)
