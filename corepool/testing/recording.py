@@ -96,7 +96,7 @@ class Recorder:
                 began=tenure.began,
                 running=tenure.running,
                 stopping=tenure.stopping,
-                ended=tenure.ended,
+                ended=tenure.gone,
                 suspended=tenure.paused,
             )
             for key, tenures in sorted(self.tenures.items())

@@ -13,7 +13,7 @@ from typing import Any
 
 from corepool.errors import CorepoolError
 from corepool.pool import Job
-from corepool.testing import Cluster, ClusterNode, NodeCrashed, NotInTime, Tenure, simulate_cluster
+from corepool.testing import Cluster, ClusterNode, NodeCrashed, NotInTime, simulate_cluster
 from corepool.testing.history import Effect
 from corepool_conformance.kit import PromiseBroken
 from corepool_conformance.pool.env import Checker, died, options, run_plan
@@ -45,9 +45,8 @@ def run_simulated(plan: Plan, seed: int) -> None:
     if caught:
         raise caught[-1]
     if result.violation is not None:
-        raise PromiseBroken(
-            "P1", "\n".join([result.violation.text, *result.story()])
-        )  # the kit says how to replay a plan
+        # Without its replay command: the kit says how to replay a plan.
+        raise PromiseBroken("P1", "\n".join([result.violation.text, *result.story()]))
 
 
 class _Handler:
@@ -61,20 +60,6 @@ class _Handler:
 
     async def notify(self, key: str, payload: bytes) -> None:
         return
-
-
-def _effect(tenure: Tenure) -> Effect:
-    return Effect(
-        key=tenure.key,
-        payload=tenure.payload,
-        owner=tenure.machine,
-        token=tenure.token,
-        began=tenure.began,
-        running=tenure.running,
-        stopping=tenure.stopping,
-        ended=tenure.gone,
-        suspended=tenure.paused,
-    )
 
 
 class _SimEnv:
@@ -158,8 +143,7 @@ class _SimEnv:
         return {worker.id for machine in machines if machine is not None for worker in machine.workers}
 
     def effects(self) -> list[Effect]:
-        recorder = self._cluster.recorder
-        return [_effect(tenure) for key in sorted(recorder.tenures) for tenure in recorder.of(key)]
+        return self._cluster.recorder.effects()
 
     async def checker(self) -> Checker:
         if self._checker is None:
